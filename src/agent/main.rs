@@ -1,0 +1,3 @@
+//! farshore-agent.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! farshore-controller.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! farshore-replica-server.

@@ -1,0 +1,3 @@
+//! farshore-replica-server.
+
+fn main() {}

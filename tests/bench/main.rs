@@ -1,0 +1,3 @@
+//! farshore-bench.
+
+fn main() {}

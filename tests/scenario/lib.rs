@@ -1,0 +1,1 @@
+//! farshore-test-scenario.
