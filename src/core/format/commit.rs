@@ -94,6 +94,10 @@ pub struct Commit {
     pub own_point_ids: Vec<String>,
     /// Every replicated disk, in the order of its slot.
     pub disks: Vec<CommitDisk>,
+    /// Disks whose copy starts from nothing with this cycle: whatever their replica held is cleared
+    /// before the cycle is applied, since ranges that hold no data are not sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full_copy: Vec<DiskId>,
     /// Fields of later versions.
     #[serde(flatten)]
     pub extra: Extra,
@@ -216,6 +220,15 @@ impl Record for Commit {
                 return Err("copiedUpTo is not below the virtual size");
             }
         }
+        if self.kind != Kind::Base && !self.full_copy.is_empty() {
+            return Err("only a cycle of kind Base may start a copy from nothing");
+        }
+        if self.full_copy.iter().any(|disk| !seen.contains(disk)) {
+            return Err("fullCopy names a disk that is not listed");
+        }
+        if self.previous.is_none() && self.full_copy.len() != self.disks.len() {
+            return Err("a VM's first commit must copy every disk from nothing");
+        }
         if self.kind != Kind::Base && !self.all_copied() {
             return Err("only a cycle of kind Base may leave a disk half copied");
         }
@@ -258,6 +271,7 @@ pub(crate) mod tests {
                 rct_id: "rct".into(),
                 copied_up_to: None,
             }],
+            full_copy: vec![],
             extra: Extra::new(),
         }
     }
@@ -281,7 +295,15 @@ pub(crate) mod tests {
     #[test]
     fn commits_that_contradict_themselves_are_refused() {
         type Break = fn(&mut Commit);
-        let cases: [(&str, Break); 7] = [
+        let cases: [(&str, Break); 10] = [
+            ("full copy of a delta", |c| c.full_copy.push(c.disks[0].disk_id)),
+            ("full copy of another disk", |c| {
+                c.kind = Kind::Base;
+                c.full_copy.push(DiskId(uuid::Uuid::nil()));
+            }),
+            ("the very first copies nothing", |c| {
+                (c.kind, c.cycle, c.previous) = (Kind::Base, Cycle(1), None);
+            }),
             ("no disks", |c| c.disks.clear()),
             ("a disk twice", |c| c.disks.push(c.disks[0].clone())),
             ("odd size", |c| c.disks[0].virtual_size = 1000),
