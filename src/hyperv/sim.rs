@@ -155,7 +155,7 @@ impl Hypervisor for SimHost {
                 self.call(Request::QueryChanges { vm, disk, since, checkpoint, offset }).await?;
             for (start, length) in page.ranges {
                 match start.checked_add(length) {
-                    Some(end) if end <= page.size => changed.insert(start..end),
+                    Some(end) if end <= page.size => changed.insert(start, length),
                     _ => {
                         let message = format!("changed range {start}+{length} is beyond the disk");
                         return Err(HyperVError::Protocol { message });
