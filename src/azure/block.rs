@@ -79,7 +79,7 @@ impl Container {
     /// # Errors
     /// Anything but a taken name. After `outcome_unknown` the call may simply be repeated.
     pub async fn put_new(&self, name: &str, bytes: Bytes, crc64: u64) -> Result<PutNew, BlobError> {
-        match self.put_blob("put new", name, bytes, crc64, &Condition::IfNoneMatchAny, None, None).await {
+        match self.put_blob("put new", name, bytes, crc64, &Condition::IfNoneMatchAny).await {
             Ok(etag) => Ok(PutNew::Created(etag)),
             Err(error) => match (&error.kind, error.code.as_deref()) {
                 (BlobErrorKind::AlreadyExists | BlobErrorKind::ConditionNotMet, _) => Ok(PutNew::Taken),
@@ -122,7 +122,7 @@ impl Container {
     /// was expected. After `outcome_unknown`: read again and compare.
     pub async fn put_if(&self, name: &str, bytes: Bytes, condition: &Condition) -> Result<ETag, BlobError> {
         let crc64 = self::crc64(&bytes);
-        let result = self.put_blob("put", name, bytes, crc64, condition, None, None).await;
+        let result = self.put_blob("put", name, bytes, crc64, condition).await;
         result.map_err(|mut error| {
             let conditional = *condition != Condition::None;
             if conditional && error.kind == BlobErrorKind::AlreadyExists {
@@ -132,7 +132,6 @@ impl Container {
         })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the one place where Put Blob is made")]
     async fn put_blob(
         &self,
         operation: &'static str,
@@ -140,8 +139,6 @@ impl Container {
         bytes: Bytes,
         crc64: u64,
         condition: &Condition,
-        metadata: Option<&Metadata>,
-        lease: Option<&LeaseId>,
     ) -> Result<ETag, BlobError> {
         if bytes.len() > MAX_PUT_BLOB {
             return Err(BlobError::new(operation, &self.path(name), BlobErrorKind::TooLarge));
@@ -156,8 +153,6 @@ impl Container {
         let options = sdk::BlobClientUploadOptions {
             if_match,
             if_none_match,
-            lease_id: lease_text(lease),
-            metadata: metadata.map(|m| m.clone().into_iter().collect()),
             method_options: ClientMethodOptions { context: Context::new().with_value(check) },
             // Above this size the SDK would switch to Put Block, which a create-only SAS cannot do.
             partition_size: NonZero::new(MAX_PUT_BLOB as u64),

@@ -24,9 +24,9 @@ pub struct BlobError {
     /// Container and blob.
     pub blob: String,
     /// The service's id of the request, for a support case.
-    pub request_id: Option<String>,
+    pub request_id: Option<Box<str>>,
     /// The cause below HTTP, for a person.
-    pub detail: Option<String>,
+    pub detail: Option<Box<str>>,
 }
 
 fn suffix(error: &BlobError) -> String {
@@ -140,7 +140,7 @@ impl BlobError {
         let mut out = BlobError::new(operation, blob, BlobErrorKind::Protocol);
         if let Some(fault) = transport_fault(error) {
             out.kind = fault.kind.clone();
-            out.detail = Some(fault.detail.clone());
+            out.detail = Some(fault.detail.clone().into());
             return out;
         }
         match error.kind() {
@@ -150,17 +150,17 @@ impl BlobError {
                 let headers = raw_response.as_ref().map_or(&none, |r| r.headers());
                 out.status = Some(status);
                 out.code = wire::text(headers, "x-ms-error-code").map(str::to_owned).or(error_code.clone());
-                out.request_id = wire::text(headers, "x-ms-request-id").map(str::to_owned);
+                out.request_id = wire::text(headers, "x-ms-request-id").map(Into::into);
                 out.kind = kind_of(status, out.code.as_deref().unwrap_or_default(), headers, credential);
             }
             ErrorKind::Credential => {
                 out.kind = BlobErrorKind::NotAuthorized;
-                out.detail = Some("no token could be had for the identity".to_owned());
+                out.detail = Some("no token could be had for the identity".into());
             }
             ErrorKind::Connection => out.kind = BlobErrorKind::Network(NetworkFault::Connect),
             ErrorKind::Io => out.kind = BlobErrorKind::Network(NetworkFault::Reset),
             ErrorKind::DataConversion | ErrorKind::Other => {
-                out.detail = Some("the answer could not be read".to_owned());
+                out.detail = Some("the answer could not be read".into());
             }
         }
         out

@@ -253,7 +253,7 @@ impl Container {
         let aligned = offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0;
         if !aligned || offset.checked_add(len).is_none_or(|end| end > MAX_PAGE_BLOB) {
             let mut error = BlobError::new(operation, &self.path(name), BlobErrorKind::Protocol);
-            error.detail = Some(format!("{offset}+{len} is no range of pages"));
+            error.detail = Some(format!("{offset}+{len} is no range of pages").into());
             return Err(error);
         }
         Ok(HttpRange::new(offset, len))

@@ -105,7 +105,7 @@ impl BlobService {
 /// The SDK refuses a URL only when a token would travel over http.
 fn unusable(operation: &'static str, what: &str) -> BlobError {
     let mut error = BlobError::new(operation, what, BlobErrorKind::Protocol);
-    error.detail = Some("an identity's token may only travel over https".to_owned());
+    error.detail = Some("an identity's token may only travel over https".into());
     error
 }
 
