@@ -126,6 +126,16 @@ pub enum Code {
     NotImplementedYet,
     /// The manifest is older than what is in force.
     StaleDesiredState,
+    /// There is no such change of desiredState from here.
+    TransitionNotAllowed,
+    /// A VM that is not protected yet can only be protected.
+    ProtectFirst,
+    /// Two hosts that are not of one failover cluster report the VM.
+    VMClaimedTwice,
+    /// An entry of spec.disks.exclude matches no disk.
+    ExcludedDiskNotFound,
+    /// The ledger is older than what was derived from it.
+    LedgerBehind,
     /// The VM's ledger cannot be read.
     LedgerUnreadable,
     /// Something unforeseen failed.
@@ -219,6 +229,11 @@ pub const CATALOG: &[Entry] = &[
     row(Code::OwnedByAnotherCluster, Unrecoverable, Critical, "another management cluster owns this VM", &["a second cluster was given the same manifests"], "Delete the ProtectedVM in the cluster that is to give it up; taking over comes with spec.adopt."),
     row(Code::NotImplementedYet, Unrecoverable, Warning, "this change of desiredState is not available in this version", &["the edge comes with a later version"], "Set desiredState back to Protected with a higher epoch."),
     row(Code::StaleDesiredState, Unrecoverable, Warning, "the manifest is older than what is in force", &["an old manifest was applied again"], "Commit the state shown in status.effective with epoch status.effective.nextEpoch."),
+    row(Code::TransitionNotAllowed, Unrecoverable, Warning, "there is no such change of desiredState from here", &["a step in between was left out"], "Set desiredState to a value of status.allowedTransitions, with epoch status.effective.nextEpoch."),
+    row(Code::ProtectFirst, Unrecoverable, Warning, "a VM that is not protected yet can only be protected", &["the manifest was made for a VM that was protected before, and its ledger is gone"], "Set desiredState to Protected and wait for the first recovery point; or correct spec.vault in a new ProtectedVM."),
+    row(Code::VMClaimedTwice, Unrecoverable, Critical, "two hosts that are not of one failover cluster report the VM", &["the VM was moved or copied to a host outside its failover cluster", "a backup of it was restored on another host"], "Remove the VM from all hosts but one; or set the annotation farshore.dev/owner-host to the host that is right."),
+    row(Code::ExcludedDiskNotFound, Unrecoverable, Critical, "an entry of spec.disks.exclude matches no disk", &["the disk's file name or id is misspelt", "the disk was removed"], "Correct or remove the entry of spec.disks.exclude."),
+    row(Code::LedgerBehind, Unrecoverable, Critical, "the ledger is older than what was derived from it", &["an old copy of ledger.json was put back"], "Put the newest ledger.json back (see ledger-history); nothing is moved until then."),
     row(Code::LedgerUnreadable, Unrecoverable, Critical, "the VM's ledger cannot be read", &["it was damaged or written by a newer version"], "Restore ledger.json from ledger-history, or upgrade the controller."),
     row(Code::Unknown, Recoverable, Warning, "something unforeseen failed", &["see the message"], "If it lasts, report it with the message and the parts' logs."),
 ];

@@ -1,1 +1,3 @@
-//! vm.
+//! One ProtectedVM: from what was observed to what is done about it.
+
+pub mod transition;
