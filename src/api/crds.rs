@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions, as they are written to `crds/` and installed.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps,
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use kube::CustomResourceExt;
 
@@ -31,6 +31,9 @@ fn tidied(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
             tidy(schema);
+            if let Some(status) = schema.properties.as_mut().and_then(|p| p.get_mut("status")) {
+                visit(status, &mut |s| s.default = None);
+            }
         }
     }
     crd
@@ -40,28 +43,30 @@ fn tidied(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
 /// `has()` in rules means what it says), unsigned formats that Kubernetes does not know (it warns), and
 /// empty defaults (the server would write them into people's objects).
 fn tidy(schema: &mut JSONSchemaProps) {
-    schema.nullable = None;
-    if let Some(values) = &mut schema.enum_ {
-        values.retain(|v| !v.0.is_null());
-    }
-    if schema.type_.as_deref() == Some("integer") {
-        if schema.format.as_deref().is_some_and(|f| f.starts_with("uint")) {
-            schema.minimum.get_or_insert(0.0);
+    visit(schema, &mut |schema| {
+        schema.nullable = None;
+        if let Some(values) = &mut schema.enum_ {
+            values.retain(|v| !v.0.is_null());
         }
-        schema.format = Some("int64".to_owned());
-    }
-    let empty = |v: &serde_json::Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
-    schema.default.take_if(|d| empty(&d.0));
+        if schema.type_.as_deref() == Some("integer") {
+            if schema.format.as_deref().is_some_and(|f| f.starts_with("uint")) {
+                schema.minimum.get_or_insert(0.0);
+            }
+            schema.format = Some("int64".to_owned());
+        }
+        let empty = |v: &serde_json::Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
+        schema.default.take_if(|d| empty(&d.0));
+    });
+}
+
+/// Calls `change` for a schema and all below it.
+fn visit(schema: &mut JSONSchemaProps, change: &mut impl FnMut(&mut JSONSchemaProps)) {
+    change(schema);
     for child in schema.properties.iter_mut().flat_map(|p| p.values_mut()) {
-        tidy(child);
+        visit(child, change);
     }
-    if let Some(
-        k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaPropsOrArray::Schema(
-            items,
-        ),
-    ) = &mut schema.items
-    {
-        tidy(items);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        visit(items, change);
     }
 }
 

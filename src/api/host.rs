@@ -20,6 +20,8 @@ use crate::{Condition, Time, rules, schema};
     derive = "PartialEq",
     selectable = ".spec.site",
     doc = "HyperVHost is one Hyper-V host or cluster node. It may do nothing until an administrator sets spec.accepted.",
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("a HyperVHost's name is a label of its namespace: at most 63 characters. Use the host's name without its domain"),
     printcolumn(name = "Site", type_ = "string", json_path = ".spec.site"),
     printcolumn(name = "Accepted", type_ = "boolean", json_path = ".spec.accepted"),
     printcolumn(
