@@ -58,7 +58,7 @@ impl Container {
     /// Anything but being there already.
     pub async fn create(&self, metadata: &Metadata) -> Result<Create, BlobError> {
         let options = sdk::BlobContainerClientCreateOptions {
-            metadata: Some(metadata.clone().into_iter().collect()),
+            metadata: Some(wire::metadata_out(metadata)),
             ..Default::default()
         };
         match self.client()?.create(Some(options)).await {
@@ -92,7 +92,7 @@ impl Container {
     /// # Errors
     /// Any.
     pub async fn set_metadata(&self, metadata: &Metadata) -> Result<(), BlobError> {
-        let metadata = metadata.clone().into_iter().collect();
+        let metadata = wire::metadata_out(metadata);
         let answer = self.client()?.set_metadata(&metadata, None).await;
         answer.map(drop).map_err(|e| self.error(&e, "set container metadata", ""))
     }
@@ -171,7 +171,7 @@ fn listed(item: sdk::BlobItem) -> Option<Listed> {
         len: properties.content_length?,
         etag: ETag::new(properties.etag?.to_string()),
         last_modified: properties.last_modified.and_then(|t| Timestamp::from_second(t.unix_timestamp()).ok()),
-        metadata: metadata.into_iter().map(|(k, v)| (k.to_ascii_lowercase(), v)).collect(),
+        metadata: wire::metadata_in(metadata),
     })
 }
 

@@ -51,7 +51,7 @@ impl Container {
         }
         let options = sdk::PageBlobClientCreateOptions {
             if_none_match: new.if_none_match.then(|| Etag::from("*".to_owned())),
-            metadata: Some(new.metadata.clone().into_iter().collect()),
+            metadata: Some(wire::metadata_out(&new.metadata)),
             ..Default::default()
         };
         match self.page_blob(name, &[])?.create(new.len, Some(options)).await {
@@ -190,7 +190,7 @@ impl Container {
         const OPERATION: &str = "snapshot";
         let options = sdk::BlobClientCreateSnapshotOptions {
             lease_id: lease_text(lease),
-            metadata: (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect()),
+            metadata: (!metadata.is_empty()).then(|| wire::metadata_out(metadata)),
             ..Default::default()
         };
         let answer = self.blob(name, &[])?.create_snapshot(Some(options)).await;
@@ -226,7 +226,7 @@ impl Container {
         lease: Option<&LeaseId>,
     ) -> Result<(), BlobError> {
         let options = sdk::BlobClientSetMetadataOptions { lease_id: lease_text(lease), ..Default::default() };
-        let metadata = metadata.clone().into_iter().collect();
+        let metadata = wire::metadata_out(metadata);
         let answer = self.blob(name, &[])?.set_metadata(&metadata, Some(options)).await;
         answer.map(drop).map_err(|e| self.error(&e, "set metadata", name))
     }

@@ -390,15 +390,12 @@ fn fault(error: reqwest::Error) -> TransportFault {
 }
 
 fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref());
-        if error.is::<rustls::Error>() || inner.is_some_and(|e| e.is::<rustls::Error>()) {
-            return true;
-        }
-        source = error.source();
+    if error.is::<rustls::Error>() {
+        return true;
     }
-    false
+    // An I/O error hides what it wraps from `source`.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref());
+    wrapped.is_some_and(|e| is_tls(e)) || error.source().is_some_and(is_tls)
 }
 
 /// The messages of an error and its sources; anything that looks like a signature is cut off.

@@ -1,6 +1,6 @@
 //! Small values that responses carry, and how they are read from headers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use azure_core::http::headers::{HeaderName, Headers};
 use jiff::{Timestamp, fmt::rfc2822};
@@ -121,14 +121,56 @@ pub(crate) fn parse_date(text: &str) -> Option<Timestamp> {
 
 /// `x-ms-meta-*`; names come in any case and are folded.
 pub(crate) fn metadata(headers: &Headers) -> Metadata {
-    headers
-        .iter()
-        .filter_map(|(name, value)| {
-            let name = name.as_str().to_ascii_lowercase();
-            let key = name.strip_prefix("x-ms-meta-")?;
-            Some((key.to_owned(), value.as_str().to_owned()))
-        })
-        .collect()
+    let pairs = headers.iter().filter_map(|(name, value)| {
+        let name = name.as_str().to_ascii_lowercase();
+        Some((name.strip_prefix("x-ms-meta-")?.to_owned(), value.as_str().to_owned()))
+    });
+    metadata_in(pairs)
+}
+
+/// Metadata as it came.
+pub(crate) fn metadata_in(pairs: impl IntoIterator<Item = (String, String)>) -> Metadata {
+    pairs.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), plain(&value))).collect()
+}
+
+/// Metadata as it travels: the service takes ASCII only, and a VM may be called anything.
+pub(crate) fn metadata_out(metadata: &Metadata) -> HashMap<String, String> {
+    metadata.iter().map(|(name, value)| (name.to_ascii_lowercase(), escaped(value))).collect()
+}
+
+/// Percent-encodes what a header cannot carry, `%` itself, and spaces at the ends.
+fn escaped(value: &str) -> String {
+    let last = value.len().saturating_sub(1);
+    let mut out = String::with_capacity(value.len());
+    for (at, byte) in value.bytes().enumerate() {
+        let at_an_end = byte == b' ' && (at == 0 || at == last);
+        if byte == b'%' || at_an_end || !(b' '..=b'~').contains(&byte) {
+            out.push_str(&format!("%{byte:02X}"));
+        } else {
+            out.push(char::from(byte));
+        }
+    }
+    out
+}
+
+/// Undoes [`escaped`]; what is no such text stays as it is.
+fn plain(value: &str) -> String {
+    let mut out = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let code = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(code) if byte == b'%' => {
+                out.push(code);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            _ => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8(out).unwrap_or_else(|_| value.to_owned())
 }
 
 #[cfg(test)]
@@ -149,9 +191,21 @@ mod tests {
         headers.insert("x-ms-blob-type", "PageBlob");
         assert_eq!(BlobProperties::from_headers(&headers), None);
         headers.insert("content-length", "512");
-        headers.insert("x-ms-meta-Term", "7");
+        headers.insert("x-ms-meta-term", "7");
         let got = BlobProperties::from_headers(&headers).unwrap();
         assert_eq!((got.len, got.kind), (512, BlobKind::Page));
         assert_eq!(got.metadata, Metadata::from([("term".into(), "7".into())]));
+    }
+
+    #[test]
+    fn metadata_of_any_text_survives_the_way_through_headers() {
+        for value in ["", "plain text", "100 %", "Münster-SQL ①", " ends ", "a%2Gb", "line\nbreak", "+"] {
+            let given = Metadata::from([("vmname".to_owned(), value.to_owned())]);
+            let travelling = metadata_out(&given);
+            assert!(travelling.values().all(|v| v.bytes().all(|b| (32..127).contains(&b))), "{value}");
+            assert_eq!(metadata_in(travelling), given, "{value}");
+        }
+        let mixed = Metadata::from([("VmName".to_owned(), "x".to_owned())]);
+        assert!(metadata_out(&mixed).contains_key("vmname"));
     }
 }
