@@ -290,9 +290,9 @@ impl Journal {
         self.since.as_ref().map_or(Some(0), |since| since.copied_up_to.get(&disk).copied())
     }
 
-    /// Notes the running cycle as committed with `hash`'s bytes; the next one is due at `next_tick`.
+    /// Notes the running cycle as committed; the next one is due at `next_tick`, or at once.
     #[must_use]
-    pub fn committed(&self, commit: CommitRef, next_tick: Timestamp, now: Timestamp) -> Self {
+    pub fn committed(&self, commit: CommitRef, next_tick: Option<Timestamp>, now: Timestamp) -> Self {
         let mut next = self.clone();
         let Some(running) = next.running.take() else { return next };
         let instant = running.instant.as_ref();
@@ -307,7 +307,7 @@ impl Journal {
         next.previous = Some(commit);
         next.unverified.push(anchor.clone());
         next.since = Some(anchor);
-        next.next_tick = Some(next_tick);
+        next.next_tick = next_tick;
         next.failures = None;
         next.fault = None;
         next.last = Some(LastCommit { commit, kind: running.kind, at: now });
@@ -398,7 +398,7 @@ pub fn read_side(journal: &Journal, side: &SideRecord) -> SideSays {
             "side.json went back: it has seq {}, term {}, stream {}, this host has seen seq {}, term {}, stream {}",
             side.seq, side.term, side.stream, journal.side_seq, mine.0, mine.1
         );
-        return SideSays::Refuse(Fault::new(Code::StaleDesiredState, message));
+        return SideSays::Refuse(Fault::new(Code::LedgerBehind, message));
     }
     if side.side != Side::OnPremises {
         let message = format!("side.json says that Azure owns the VM in term {}", side.term);
@@ -572,7 +572,7 @@ pub fn unmet(vm: &VmFacts) -> Vec<Fault> {
         no(Code::NoDisks, "the VM has no disk to replicate".into());
     }
     for disk in &vm.missing {
-        no(Code::VMNotFound, format!("disk {disk} is no longer attached to the VM: attach it again"));
+        no(Code::DiskMissing, format!("disk {disk} is no longer attached to the VM"));
     }
     let mut seen = BTreeSet::new();
     for disk in &vm.disks {

@@ -73,6 +73,8 @@ pub enum Code {
     AlreadyReplicating,
     /// The VM has no disk to replicate.
     NoDisks,
+    /// A replicated disk is no longer attached to the VM.
+    DiskMissing,
     // storage and network (R9.1, R9.2, R3.3)
     /// Storage cannot be reached.
     NetworkError,
@@ -204,6 +206,7 @@ pub const CATALOG: &[Entry] = &[
     row(Code::OldConfigurationVersion, Unrecoverable, Critical, "the VM's configuration version is below 8.0", &["the VM was made on Windows Server 2012 R2"], "Shut the VM down and run Update-VMVersion."),
     row(Code::AlreadyReplicating, Unrecoverable, Critical, "another product replicates the VM", &["Hyper-V Replica or Site Recovery is enabled for it"], "Remove the other replication first (Remove-VMReplication)."),
     row(Code::NoDisks, Unrecoverable, Critical, "the VM has no disk to replicate", &["all disks are excluded or the VM has none"], "Attach a VHDX disk or exclude fewer disks."),
+    row(Code::DiskMissing, Unrecoverable, Critical, "a replicated disk is no longer attached to the VM", &["the disk was removed or replaced"], "Attach the disk again, or delete the ProtectedVM and create it anew for the disks that are left."),
     row(Code::NetworkError, Recoverable, Warning, "storage cannot be reached", &["a link is down or slow", "a firewall blocks the endpoint"], "If it lasts, check outbound HTTPS from the machine named in the message to the storage endpoint."),
     row(Code::Throttled, Recoverable, Warning, "storage asked to slow down", &["the account's limit is reached"], "If it lasts, spread VMs over more storage accounts."),
     row(Code::StorageUnavailable, Recoverable, Warning, "storage answered with a server error", &["the service has a passing fault"], "Nothing to do unless it lasts: then look at the health of the storage account."),

@@ -113,7 +113,7 @@ fn a_commit_moves_the_point_that_changes_are_asked_from() {
     let mut before = journal();
     before.running = Some(running(3, Kind::Delta, Stage::Committing));
     before.fault = Some(Fault::new(Code::NetworkError, "x"));
-    let after = before.committed(commit(3), at(400), at(200));
+    let after = before.committed(commit(3), Some(at(400)), at(200));
     assert_eq!(after.since, Some(anchor(3)));
     assert_eq!(after.unverified, [anchor(2), anchor(3)]);
     assert_eq!((after.running.as_ref(), after.next_tick, after.fault.as_ref()), (None, Some(at(400)), None));
@@ -305,7 +305,8 @@ fn vm() -> VmFacts {
 fn each_unmet_prerequisite_is_named_and_all_at_once() {
     assert_eq!(unmet(&vm()), []);
     type Break = fn(&mut VmFacts);
-    let cases: [(Code, Break); 10] = [
+    let cases: [(Code, Break); 11] = [
+        (Code::DiskMissing, |v| v.missing.push(DISK)),
         (Code::OldConfigurationVersion, |v| v.configuration_version = "5.0".into()),
         (Code::OldConfigurationVersion, |v| v.configuration_version = "?".into()),
         (Code::AlreadyReplicating, |v| v.replicated_by_other = true),
