@@ -113,9 +113,9 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
-    /// The blob service did not start.
-    #[error("blob service: {0}")]
-    Blobs(String),
+    /// Our own programs could not be built.
+    #[error("{0}")]
+    Build(String),
     /// The keeper of the background lab refused or is away.
     #[error("{0}")]
     Keeper(String),

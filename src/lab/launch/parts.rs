@@ -255,10 +255,10 @@ impl Parts {
     /// Stops all parts that run, the last started first.
     pub async fn stop_all(&self, grace: Duration) {
         for (name, state) in self.states().into_iter().rev() {
-            if let State::Running(_) = state {
-                if let Err(error) = self.stop(&name, grace).await {
-                    tracing::warn!(part = name, %error, "stop");
-                }
+            if let State::Running(_) = state
+                && let Err(error) = self.stop(&name, grace).await
+            {
+                tracing::warn!(part = name, %error, "stop");
             }
         }
     }

@@ -70,11 +70,12 @@ impl Tools {
         &self.cache
     }
 
-    /// Everything: what Debian packages, the control plane, helm.
+    /// Everything: what Debian packages, the control plane, helm, Azurite.
     pub fn set_up(&self) -> Result<()> {
         self.packages()?;
         self.control_plane()?;
         self.helm()?;
+        super::azurite::installed(self)?;
         Ok(())
     }
 
@@ -196,7 +197,7 @@ impl Tools {
         usable_go().map(Command::new).ok_or(Error::Missing { program: "go", remedy })
     }
 
-    fn run(&self, step: &str, command: &mut Command) -> Result<()> {
+    pub(super) fn run(&self, step: &str, command: &mut Command) -> Result<()> {
         let started = Instant::now();
         let output = self.output_with_dots(step, command)?;
         if output.status.success() {
