@@ -1,44 +1,196 @@
-//! VHDX files and their chains: create, read, write, trim, map, merge.
+//! VHDX files and their chains: create, read, write, trim, map, merge ([MS-VHDX] v1).
 //!
-//! [`Vhdx`] is one file; [`Chain`] is a leaf with all its parents and what users of a disk open.
-#![allow(unused_variables, dead_code, clippy::todo, missing_docs, reason = "signatures first")]
+//! [`Vhdx`] is one file; [`Chain`] is a leaf with all its parents and what users of a disk open. Writes reach the
+//! disk like those of a disk with a volatile cache: [`Vhdx::flush`] makes them durable, and after a crash every
+//! sector written since then holds either its old or a newer content. Changes of the block table go through the log.
+//!
+//! ```text
+//! format   numbers, options        log      entries, replay      file     Vhdx: open, read, write, trim, flush
+//! header   headers, region tables  overlay  replay in memory     map      what a file holds, range by range
+//! metadata items, parent locator   bat      table, free space    chain    Chain; create_child; merge
+//! ```
+
+mod bat;
+mod bitmap;
+mod chain;
+mod create;
+mod file;
+mod format;
+mod header;
+mod log;
+mod map;
+mod merge;
+mod metadata;
+mod overlay;
+#[cfg(test)]
+mod tests;
+mod write;
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::extents::Extents;
-use crate::io::RandomAccess;
+pub use chain::Chain;
+pub use create::create_child;
+pub use file::{Access, Vhdx};
+pub use format::{CreateOptions, Guids, ParentLink};
+pub use map::{Kind, Piece};
+pub use merge::{merge_into_parent, merge_ranges};
 
-/// Where new GUIDs come from (`Uuid::new_v4`, or a counter in tests).
-pub type Guids = fn() -> Uuid;
-
-/// How a file is opened.
-#[derive(Clone, Copy, Debug)]
-pub enum Access {
-    /// A dirty log is replayed in memory; the file is never written.
-    ReadOnly,
-    /// A dirty log is replayed into the file; the first write changes FileWriteGuid and DataWriteGuid.
-    ReadWrite(Guids),
-    /// As `ReadWrite`, but DataWriteGuid stays: for the parent of a merge, whose child must go on finding it.
-    Merge(Guids),
-}
-
+/// Why a VHDX file or chain could not be used.
 #[derive(Debug, Error)]
 pub enum VhdxError {
-    #[error("read or write of {what} failed at offset {offset:#x}")]
-    Io { what: &'static str, offset: u64, source: io::Error },
+    /// The operating system refused.
+    #[error("I/O on {what} failed at offset {offset:#x} of the VHDX file")]
+    Io {
+        /// Which part of the file.
+        what: &'static str,
+        /// Where in the file.
+        offset: u64,
+        /// What it said.
+        source: io::Error,
+    },
+    /// A file could not be opened.
+    #[error("open of {} failed", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A structure is damaged.
+    #[error("VHDX file is corrupt at offset {offset:#x}: {what}")]
+    Corrupt {
+        /// Which.
+        what: &'static str,
+        /// Where in the file.
+        offset: u64,
+    },
+    /// Of a version that this reader does not know.
+    #[error("{what} version {version} is not supported")]
+    Version {
+        /// Of what.
+        what: &'static str,
+        /// The version found.
+        version: u16,
+    },
+    /// The file requires something that this reader does not know.
+    #[error("VHDX file requires the unknown {what} {id}")]
+    UnknownRequired {
+        /// Region, metadata item or locator.
+        what: &'static str,
+        /// Its id.
+        id: Uuid,
+    },
+    /// No path of the locator leads to a file.
+    #[error("parent of {} not found (tried {})", child.display(), shown(tried))]
+    ParentNotFound {
+        /// Who looks for it.
+        child: PathBuf,
+        /// Where it was looked for.
+        tried: Vec<PathBuf>,
+    },
+    /// The parent was changed or replaced after the child was made.
+    #[error("parent {} of {} has data id {found}, the child expects {expected}", parent.display(), child.display())]
+    ParentMismatch {
+        /// Who expects it.
+        child: PathBuf,
+        /// Who is there.
+        parent: PathBuf,
+        /// parent_linkage of the child.
+        expected: Uuid,
+        /// DataWriteGuid of the parent.
+        found: Uuid,
+    },
+    /// Parent and child differ in virtual size or sector size.
+    #[error("parent {} is a disk of {found}, {} of {expected} (bytes, bytes per sector)", parent.display(), child.display())]
+    SizeMismatch {
+        /// Who expects it.
+        child: PathBuf,
+        /// Who is there.
+        parent: PathBuf,
+        /// The child's.
+        expected: Size,
+        /// The parent's.
+        found: Size,
+    },
+    /// A file is its own ancestor.
+    #[error("chain of parents comes back to {}", path.display())]
+    Cycle {
+        /// The file met twice.
+        path: PathBuf,
+    },
+    /// More files than a chain may have.
+    #[error("chain of parents is longer than {limit} files")]
+    TooDeep {
+        /// The limit.
+        limit: usize,
+    },
+    /// Written through a read-only handle.
+    #[error("VHDX file is open for reading only")]
+    ReadOnly,
+    /// Beyond the end of the disk.
+    #[error("range at {offset} of {len} bytes lies outside the disk of {size} bytes")]
+    OutOfRange {
+        /// Of the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Virtual size.
+        size: u64,
+    },
+    /// A differencing file is written by whole sectors.
+    #[error("range at {offset} of {len} bytes is not whole sectors of {sector} bytes")]
+    Unaligned {
+        /// Of the disk.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Logical sector.
+        sector: u64,
+    },
+    /// A write or flush of the block table failed before; what is durable is unknown. Reopen.
+    #[error("an earlier write of this VHDX file failed; it must be reopened")]
+    Poisoned,
+    /// Options that no file can have.
+    #[error("VHDX file cannot be created: {0}")]
+    Options(&'static str),
+    /// Asked to merge a file that has no parent, or that is not the parent's child.
+    #[error("{} is not a differencing file", path.display())]
+    NoParent {
+        /// Which.
+        path: PathBuf,
+    },
 }
 
-/// What kind of trouble it is.
+/// Virtual size and logical sector size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes of the disk.
+    pub bytes: u64,
+    /// Bytes of a logical sector.
+    pub sector: u32,
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.bytes, self.sector)
+    }
+}
+
+fn shown(paths: &[PathBuf]) -> String {
+    let list: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    if list.is_empty() { "no path".into() } else { list.join(", ") }
+}
+
+/// What kind of trouble a [`VhdxError`] is; the error catalogue builds on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The chain of parents is not what the files say: not recoverable.
     BrokenChain,
-    /// The file's structures are damaged or of an unknown kind.
+    /// The file's structures are damaged or of an unknown kind: not recoverable.
     Corrupt,
     /// The operating system refused.
     Io,
@@ -47,167 +199,54 @@ pub enum Class {
 }
 
 impl VhdxError {
+    /// Which class this is.
     pub fn class(&self) -> Class {
-        todo!()
+        match self {
+            Self::ParentNotFound { .. }
+            | Self::ParentMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::Cycle { .. }
+            | Self::TooDeep { .. } => Class::BrokenChain,
+            Self::Corrupt { .. } | Self::Version { .. } | Self::UnknownRequired { .. } => Class::Corrupt,
+            Self::Io { .. } | Self::Open { .. } | Self::Poisoned => Class::Io,
+            Self::ReadOnly
+            | Self::OutOfRange { .. }
+            | Self::Unaligned { .. }
+            | Self::Options(_)
+            | Self::NoParent { .. } => Class::Usage,
+        }
+    }
+
+    fn io(source: io::Error, what: &'static str, offset: u64) -> Self {
+        Self::Io { what, offset, source }
+    }
+
+    /// As `io`, but a file that ends too early is a damaged one.
+    fn short(source: io::Error, what: &'static str, offset: u64) -> Self {
+        if source.kind() == io::ErrorKind::UnexpectedEof {
+            Self::Corrupt { what, offset }
+        } else {
+            Self::Io { what, offset, source }
+        }
+    }
+
+    fn corrupt(what: &'static str, offset: u64) -> Self {
+        Self::Corrupt { what, offset }
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct CreateOptions {
-    pub size: u64,
-    pub block_size: u32,
-    pub logical_sector: u32,
-    pub physical_sector: u32,
-    pub fixed: bool,
-    pub disk_id: Uuid,
-    pub parent: Option<ParentLink>,
-    pub guids: Guids,
-}
-
-impl CreateOptions {
-    /// Dynamic, 32 MiB blocks, 512/4096-byte sectors.
-    pub fn new(size: u64, disk_id: Uuid, guids: Guids) -> Self {
-        todo!()
+impl From<VhdxError> for io::Error {
+    fn from(e: VhdxError) -> Self {
+        let kind = match &e {
+            VhdxError::Io { source, .. } | VhdxError::Open { source, .. } => source.kind(),
+            VhdxError::OutOfRange { .. } => io::ErrorKind::UnexpectedEof,
+            VhdxError::ReadOnly => io::ErrorKind::PermissionDenied,
+            VhdxError::Unaligned { .. } | VhdxError::Options(_) | VhdxError::NoParent { .. } => {
+                io::ErrorKind::InvalidInput
+            }
+            VhdxError::Poisoned => io::ErrorKind::Other,
+            _ => io::ErrorKind::InvalidData,
+        };
+        Self::new(kind, e)
     }
-}
-
-/// What a differencing file says of its parent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParentLink {
-    /// The parent's DataWriteGuid.
-    pub linkage: Uuid,
-    pub relative_path: Option<String>,
-    pub volume_path: Option<String>,
-    pub absolute_path: Option<String>,
-}
-
-pub struct Vhdx {}
-
-impl Vhdx {
-    pub fn create(file: &dyn RandomAccess, options: &CreateOptions) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn open(file: Arc<dyn RandomAccess>, access: Access) -> Result<Self, VhdxError> {
-        todo!()
-    }
-    pub fn size(&self) -> u64 {
-        todo!()
-    }
-    pub fn block_size(&self) -> u32 {
-        todo!()
-    }
-    pub fn logical_sector(&self) -> u32 {
-        todo!()
-    }
-    pub fn disk_id(&self) -> Uuid {
-        todo!()
-    }
-    pub fn data_write_guid(&self) -> Uuid {
-        todo!()
-    }
-    pub fn is_differencing(&self) -> bool {
-        todo!()
-    }
-    pub fn parent_locator(&self) -> Option<&ParentLink> {
-        todo!()
-    }
-    /// Reads what this file alone holds; what only a parent has reads as zero.
-    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn zero(&self, offset: u64, len: u64) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn flush(&self) -> Result<(), VhdxError> {
-        todo!()
-    }
-    /// Flushes and marks the log as empty. Also tried when dropped.
-    pub fn close(&self) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn allocated(&self) -> Result<Extents, VhdxError> {
-        todo!()
-    }
-}
-
-pub struct Chain {}
-
-impl Chain {
-    pub fn open(leaf: &Path, access: Access) -> Result<Self, VhdxError> {
-        todo!()
-    }
-    /// The files, leaf first.
-    pub fn paths(&self) -> &[PathBuf] {
-        todo!()
-    }
-    pub fn layers(&self) -> &[Vhdx] {
-        todo!()
-    }
-    pub fn size(&self) -> u64 {
-        todo!()
-    }
-    pub fn disk_id(&self) -> Uuid {
-        todo!()
-    }
-    pub fn data_write_guid(&self) -> Uuid {
-        todo!()
-    }
-    pub fn logical_sector(&self) -> u32 {
-        todo!()
-    }
-    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn zero(&self, offset: u64, len: u64) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn flush(&self) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn close(&self) -> Result<(), VhdxError> {
-        todo!()
-    }
-    pub fn allocated(&self) -> Result<Extents, VhdxError> {
-        todo!()
-    }
-}
-
-/// Digests and raw copies read chains as files. `set_len` is refused.
-impl RandomAccess for Chain {
-    fn len(&self) -> io::Result<u64> {
-        todo!()
-    }
-    fn read_at(&self, buf: &mut [u8], off: u64) -> io::Result<()> {
-        todo!()
-    }
-    fn write_at(&self, buf: &[u8], off: u64) -> io::Result<()> {
-        todo!()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        todo!()
-    }
-    fn flush(&self) -> io::Result<()> {
-        todo!()
-    }
-}
-
-/// Creates `child` as a differencing file over `parent` (same size, sectors, disk id).
-pub fn create_child(parent: &Path, child: &Path, guids: Guids) -> Result<(), VhdxError> {
-    todo!()
-}
-
-/// Copies what `child` holds inside `ranges` into `parent` (opened with [`Access::Merge`]); returns bytes copied.
-pub fn merge_ranges(child: &Vhdx, parent: &Vhdx, ranges: &Extents) -> Result<u64, VhdxError> {
-    todo!()
-}
-
-/// Copies all that `child` holds into its parent file and flushes it. The child stays as it is: the caller removes it.
-pub fn merge_into_parent(child: &Path, guids: Guids) -> Result<u64, VhdxError> {
-    todo!()
 }
