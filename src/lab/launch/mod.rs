@@ -7,6 +7,7 @@ mod blobs;
 mod cli;
 mod control_plane;
 mod error;
+pub mod keeper;
 mod kubeconfig;
 mod link;
 mod parts;

@@ -294,10 +294,10 @@ pub enum Seen<T> {
 }
 
 /// Looks at a condition until it holds, fails, or `deadline` has passed.
-pub async fn until<T>(
+pub async fn until<T, F: Future<Output = Result<Seen<T>>>>(
     what: &str,
     deadline: Duration,
-    mut look: impl AsyncFnMut() -> Result<Seen<T>>,
+    mut look: impl FnMut() -> F,
 ) -> Result<T> {
     let end = Instant::now() + deadline;
     loop {

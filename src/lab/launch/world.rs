@@ -35,7 +35,7 @@ use super::{
     pki::write_private,
     tools::Tools,
 };
-use farshore_hyperv::{Hypervisor, sim::SimHost};
+use crate::host::client::Admin;
 
 /// The namespace of our own programs.
 pub const NAMESPACE: &str = "farshore-system";
@@ -129,6 +129,11 @@ impl World {
         &self.parts
     }
 
+    /// Where our programs are.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
     /// The periods that our programs were given.
     pub fn timing_file(&self) -> PathBuf {
         self.folder.join("timing.json")
@@ -175,7 +180,7 @@ impl World {
     }
 
     /// Starts one simulated host and waits until it answers.
-    pub async fn start_host(&self, host: &str, args: &[&str]) -> Result<SimHost> {
+    pub async fn start_host(&self, host: &str, args: &[&str]) -> Result<Admin> {
         let folder = self.host_folder(host);
         std::fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
         let program = self.binaries.program("farshore-lab").args(["host", "--name", host]);
@@ -184,7 +189,7 @@ impl World {
         let admin = self.host(host);
         until(&format!("answer of host {host}"), HOST_READY, async || {
             self.parts.check(&part)?;
-            Ok(match admin.host().await {
+            Ok(match admin.list().await {
                 Ok(_) => Seen::Yes(()),
                 Err(error) => Seen::NotYet(error.to_string()),
             })
@@ -194,8 +199,8 @@ impl World {
     }
 
     /// A host as its administrator reaches it: machines, disks, faults.
-    pub fn host(&self, host: &str) -> SimHost {
-        SimHost::new(self.host_socket(host))
+    pub fn host(&self, host: &str) -> Admin {
+        Admin::new(self.host_socket(host))
     }
 
     /// The socket of a host.
