@@ -5,5 +5,6 @@
 //! behaviours and faults on demand.
 
 pub mod blob;
+pub mod demo;
 pub mod host;
 pub mod launch;

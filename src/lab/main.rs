@@ -1,6 +1,9 @@
 //! `farshore-lab`: starts and drives the parts of the lab.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 /// The lab: a whole world of Farshore on one machine.
 #[derive(Parser)]
@@ -16,15 +19,29 @@ enum Command {
     Blob(farshore_lab::blob::Args),
     /// Run one simulated Hyper-V host.
     Host(farshore_lab::host::Args),
+    /// Show a VM becoming protected, and prove every recovery point.
+    Demo(farshore_lab::demo::Args),
     #[command(flatten)]
     Launch(farshore_lab::launch::Command),
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match Cli::parse().command {
         Command::Blob(args) => farshore_lab::blob::run(args).await,
         Command::Host(args) => farshore_lab::host::run(args).await,
+        Command::Demo(args) => farshore_lab::demo::run(args).await,
         Command::Launch(command) => farshore_lab::launch::run(command).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("farshore-lab: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
