@@ -25,8 +25,8 @@ use farshore_disk::extents::Extents;
 pub use error::HyperVError;
 pub use model::{
     Checkpoint, CheckpointId, CheckpointInfo, CheckpointKind, Consistency, DiskFormat, DiskInfo, DiskType,
-    Firmware, FrozenDisk, HostInfo, NicInfo, PowerState, RctId, ReferencePoint, ReferencePointId, TrackedDisk,
-    VmInfo, Volume,
+    Firmware, FrozenDisk, HostInfo, NicInfo, PowerState, RctId, ReferencePoint, ReferencePointId,
+    TrackedDisk, VmInfo, Volume,
 };
 
 /// Result of a call to the hypervisor.

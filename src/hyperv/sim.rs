@@ -53,7 +53,9 @@ impl SimHost {
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> Result<T> {
         match tokio::time::timeout(self.timeout, self.exchange(path, body)).await {
             Ok(answer) => answer,
-            Err(_) => Err(HyperVError::Unreachable { message: format!("no answer within {:?}", self.timeout) }),
+            Err(_) => {
+                Err(HyperVError::Unreachable { message: format!("no answer within {:?}", self.timeout) })
+            }
         }
     }
 

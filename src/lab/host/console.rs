@@ -157,7 +157,7 @@ impl Host {
     /// Answers a call of the administrator.
     pub(super) fn admin(&self, call: &Value) -> Result<Value> {
         match parse(call)? {
-            AdminRequest::List => json(self.all().iter().map(|m| describe(m)).collect::<Vec<AdminVm>>()),
+            AdminRequest::List => json(self.all().iter().map(describe).collect::<Vec<AdminVm>>()),
             AdminRequest::Create(new) => self.create(&new),
             AdminRequest::Delete { vm } => json(self.delete(&*self.named(&vm)?)?),
             AdminRequest::Start { vm } => json(self.named(&vm)?.start()?),

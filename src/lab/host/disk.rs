@@ -222,7 +222,10 @@ impl Disk {
         drop(mirror);
         let merged = open(parent)?;
         record()?;
-        gate.chain = Some(merged);
+        let old = gate.chain.replace(merged);
+        // Closing the old leaf flushes it once more: the guest need not wait for that.
+        drop(gate);
+        drop(old);
         Ok(())
     }
 }
@@ -246,21 +249,7 @@ pub(super) fn open(leaf: &Path) -> io::Result<Chain> {
 
 /// The error of a file, as an [`io::Error`] that keeps it.
 pub(super) fn failed(error: VhdxError) -> io::Error {
-    let full = root(&error).is_some_and(|e| e.kind() == io::ErrorKind::StorageFull);
-    let kind = if full { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
-    io::Error::new(kind, error)
-}
-
-/// The operating system's error below, if there is one.
-fn root(error: &VhdxError) -> Option<&io::Error> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<io::Error>() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
+    error.into()
 }
 
 fn len(count: u64) -> io::Result<usize> {

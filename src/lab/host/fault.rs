@@ -16,12 +16,17 @@ const E_FAIL: u32 = 0x8000_4005;
 pub(super) fn of_disk(operation: &str, path: &Path, disk: DiskId, error: &io::Error) -> HyperVError {
     tracing::warn!(operation, path = %path.display(), disk.id = %disk, error = %chain(error), "failed");
     let found = error.get_ref().and_then(|inner| inner.downcast_ref::<VhdxError>());
-    let code = match found.map(VhdxError::class) {
+    let code = match found {
         _ if error.kind() == io::ErrorKind::StorageFull => win32::DISK_FULL,
-        Some(Class::BrokenChain) if !names_exist(path) => win32::VHD_PARENT_NOT_FOUND,
-        Some(Class::BrokenChain) => win32::VHD_CHILD_PARENT_ID_MISMATCH,
-        Some(Class::Corrupt) => win32::VHD_DRIVE_FOOTER_CORRUPT,
-        Some(Class::Io | Class::Usage) | None => E_FAIL,
+        Some(VhdxError::ParentNotFound { .. }) => win32::VHD_PARENT_NOT_FOUND,
+        Some(VhdxError::SizeMismatch { .. }) => win32::VHD_CHILD_PARENT_SIZE_MISMATCH,
+        Some(VhdxError::Cycle { .. }) => win32::VHD_CHAIN_CYCLE,
+        Some(other) => match other.class() {
+            Class::BrokenChain => win32::VHD_CHILD_PARENT_ID_MISMATCH,
+            Class::Corrupt => win32::VHD_DRIVE_FOOTER_CORRUPT,
+            Class::Io | Class::Usage => E_FAIL,
+        },
+        None => E_FAIL,
     };
     match HyperVError::of_file(operation, &path.to_string_lossy(), disk, code) {
         HyperVError::Failed { operation, code, .. } => {
@@ -42,10 +47,6 @@ pub(super) fn other(operation: &str, error: &io::Error) -> HyperVError {
 /// The answer to a call that asks for what cannot be.
 pub(super) fn refused(operation: &str, message: &str) -> HyperVError {
     HyperVError::Failed { operation: operation.to_owned(), code: E_FAIL, message: message.to_owned() }
-}
-
-fn names_exist(path: &Path) -> bool {
-    path.parent().is_some_and(|folder| folder.join(path.file_name().unwrap_or_default()).exists())
 }
 
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
