@@ -19,6 +19,8 @@ enum Command {
     Blob(farshore_lab::blob::Args),
     /// Run one simulated Hyper-V host.
     Host(farshore_lab::host::Args),
+    /// Show a VM becoming protected, and prove every recovery point.
+    Demo(farshore_lab::demo::Args),
     #[command(flatten)]
     Launch(farshore_lab::launch::Command),
 }
@@ -32,6 +34,7 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Blob(args) => farshore_lab::blob::run(args).await,
         Command::Host(args) => farshore_lab::host::run(args).await,
+        Command::Demo(args) => farshore_lab::demo::run(args).await,
         Command::Launch(command) => farshore_lab::launch::run(command).await,
     };
     match result {
