@@ -56,7 +56,7 @@ pub fn merged(mut base: Value, change: Value) -> Value {
     base
 }
 
-fn merge(base: &mut Value, change: Value) {
+pub(crate) fn merge(base: &mut Value, change: Value) {
     match (base, change) {
         (Value::Object(base), Value::Object(change)) => {
             for (key, value) in change {

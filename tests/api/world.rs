@@ -5,22 +5,29 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::LazyLock,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use farshore_lab::launch::{ControlPlane, install_crypto, tools::Tools};
+use farshore_lab::launch::{ControlPlane, Seen, install_crypto, tools::Tools, until};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config,
-    api::{ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::Kubectl;
+use crate::{
+    Kubectl,
+    objects::{dynamic, merge, valid},
+};
 
 /// Where the chart is installed.
 pub const NAMESPACE: &str = "farshore-system";
+/// Policies take about a second.
+const READY: Duration = Duration::from_secs(30);
 
 /// A control plane with the chart's CRDs, rights and policies.
 pub struct World {
@@ -52,7 +59,27 @@ impl World {
         .await??;
         let world = Self { plane, kubectl, helm };
         world.install()?;
+        world.policies_in_force().await?;
         Ok(world)
+    }
+
+    /// The API server compiles all policies together, in its own time: wait until one of them refuses something.
+    async fn policies_in_force(&self) -> Result<()> {
+        let mut host = valid("HyperVHost");
+        merge(&mut host, json!({"metadata": {"name": "probe"}}));
+        let hosts = dynamic(self.admin(), "HyperVHost", None);
+        hosts.create(&PostParams::default(), &serde_json::from_value(host)?).await?;
+        let other = dynamic(self.as_host("other").await, "HyperVHost", None);
+        let status = Patch::Merge(json!({"status": {"agentVersion": "0"}}));
+        until("a refusal by an admission policy", READY, async || {
+            Ok(match other.patch_status("probe", &PatchParams::default(), &status).await {
+                Err(kube::Error::Api(status)) if status.message.contains("denied request") => Seen::Yes(()),
+                answer => Seen::NotYet(format!("{answer:?}")),
+            })
+        })
+        .await?;
+        hosts.delete("probe", &DeleteParams::default()).await?;
+        Ok(())
     }
 
     fn install(&self) -> Result<()> {
