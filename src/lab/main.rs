@@ -25,10 +25,13 @@ enum Command {
     Launch(farshore_lab::launch::Command),
 }
 
+/// What is logged unless RUST_LOG says otherwise: a control plane that is still starting is no error.
+const LOG: &str = "info,kube_client=off";
+
 #[tokio::main]
 async fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG)))
         .with_writer(std::io::stderr)
         .init();
     let result = match Cli::parse().command {

@@ -88,9 +88,6 @@ async fn play(args: &Args, folder: &Path, world: &World, started: Instant) -> an
     world.start_controller(&[])?;
     world.start_replica_server("worker-1", &[])?;
     world.start_replica_server("worker-2", &[])?;
-    let vault = folder.join("vault.json");
-    std::fs::write(&vault, serde_json::to_vec_pretty(&world.vault().await?)?)?;
-    world.kubectl(&["apply", "-f", &vault.display().to_string()]).await?;
 
     say("Making a virtual machine with a real ext4 system disk and a data disk, and starting it");
     for host in HOSTS {
@@ -101,7 +98,8 @@ async fn play(args: &Args, folder: &Path, world: &World, started: Instant) -> an
     let vm = make_vm(&admin, &image).await?;
 
     say("Applying the manifests with kubectl; enrolling two hosts and accepting them");
-    world.kubectl(&["apply", "-f", &args.manifests.display().to_string()]).await?;
+    let manifests = manifests(&args.manifests, folder, world)?;
+    world.kubectl(&["apply", "-f", &manifests.display().to_string()]).await?;
     for host in HOSTS {
         world.enroll(host, SITE).await?;
     }
@@ -179,11 +177,11 @@ async fn watch_and_prove(
         }
     }
     let last = proven.last().context("there is a point to prove")?;
-    let name = last.point.name.as_str();
     let number = guest.number();
     ensure!(
         last.numbers == (number, number),
-        "the last point holds {:?}, the guest wrote {number}",
+        "point {} holds {:?}, the guest wrote {number} last",
+        last.point.name,
         last.numbers
     );
     let files = proof::check_files(image, &folder.join(format!("{system}.img")), folder).await?;
@@ -243,6 +241,24 @@ async fn report(
     println!(" 9. e2fsck -fn finds the replica's file system clean, and {} files are equal.", outcome.files);
     println!("10. All of it took {} s, set-up included.", started.elapsed().as_secs());
     Ok(())
+}
+
+/// Copies the manifests for this world: its blob service listens on another port than the emulator's own.
+fn manifests(from: &Path, folder: &Path, world: &World) -> anyhow::Result<PathBuf> {
+    const EMULATOR: &str = "http://127.0.0.1:10000/devstoreaccount1";
+    let to = folder.join("manifests");
+    std::fs::create_dir_all(&to)?;
+    let entries =
+        std::fs::read_dir(from).with_context(|| format!("{}: run it in the checkout", from.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let Some(name) = path.file_name().filter(|_| path.extension().is_some_and(|e| e == "yaml")) else {
+            continue;
+        };
+        let text = std::fs::read_to_string(&path)?.replace(EMULATOR, world.blobs().endpoint());
+        std::fs::write(to.join(name), text)?;
+    }
+    Ok(to)
 }
 
 async fn make_vm(admin: &Admin, image: &Image) -> anyhow::Result<crate::host::admin::AdminVm> {
