@@ -8,6 +8,7 @@
 pub mod cycle;
 pub mod fault;
 pub mod format;
+pub mod host;
 pub mod ids;
 pub mod intent;
 pub mod names;

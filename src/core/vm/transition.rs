@@ -185,7 +185,8 @@ mod tests {
     fn every_place_can_be_reached_and_left() {
         let mut reached = BTreeSet::from([Place::Protected]);
         for _ in Place::ALL {
-            reached.extend(EDGES.iter().filter(|e| reached.contains(&e.from)).map(|e| e.to).collect::<Vec<_>>());
+            reached
+                .extend(EDGES.iter().filter(|e| reached.contains(&e.from)).map(|e| e.to).collect::<Vec<_>>());
         }
         assert_eq!(reached.len(), Place::ALL.len());
         assert!(Place::ALL.iter().all(|p| EDGES.iter().any(|e| e.from == *p)));
