@@ -118,7 +118,11 @@ mod tests {
             ("higher", intent(6, moved.clone()), Standing::New),
             ("same epoch, other content", intent(5, moved.clone()), Standing::Stale),
             ("yesterday's", intent(4, json!({"desiredState": "Protected"})), Standing::Stale),
-            ("another source at this epoch", Intent { source: "ProtectedVM/x/y".into(), ..known }, Standing::Stale),
+            (
+                "another source at this epoch",
+                Intent { source: "ProtectedVM/x/y".into(), ..known },
+                Standing::Stale,
+            ),
         ] {
             assert_eq!(given.standing(&ledger), want, "{name}");
         }

@@ -78,7 +78,10 @@ mod tests {
     fn jitter_shortens_by_a_tenth_at_most_and_retry_after_is_obeyed() {
         let now: Timestamp = "2026-01-02T03:00:00Z".parse().unwrap();
         let wait = |jitter, at_least| {
-            after_failure(None, Duration::from_secs(60), at_least, jitter, now).next_at.duration_since(now).as_secs()
+            after_failure(None, Duration::from_secs(60), at_least, jitter, now)
+                .next_at
+                .duration_since(now)
+                .as_secs()
         };
         assert_eq!(wait(0.0, None), 54);
         assert_eq!(wait(1.0, None), 60);

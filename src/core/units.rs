@@ -39,7 +39,8 @@ mod tests {
 
     #[test]
     fn sizes_are_printed_with_one_decimal_at_most() {
-        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (GIB, "1 GiB"), (u64::MAX, "15.9 EiB")]
+        for (bytes, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (GIB, "1 GiB"), (u64::MAX, "15.9 EiB")]
         {
             assert_eq!(Bytes(bytes).to_string(), text);
         }

@@ -35,7 +35,9 @@ pub enum FormatError {
         max: usize,
     },
     /// Written for a newer reader.
-    #[error("{kind} needs a reader of format {needs}; this one reads up to {FORMAT_VERSION}: upgrade Farshore")]
+    #[error(
+        "{kind} needs a reader of format {needs}; this one reads up to {FORMAT_VERSION}: upgrade Farshore"
+    )]
     TooNew {
         /// What it should have been.
         kind: &'static str,
