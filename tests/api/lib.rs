@@ -1,5 +1,6 @@
 //! A real control plane with the chart's CRDs, rights and policies in it, shared by all tests of one binary,
 //! and what tests do with it: be somebody else, apply, expect a refusal with a sentence that helps.
+#![expect(clippy::expect_used, reason = "a helper of tests: what fails here fails the test")]
 
 mod kubectl;
 mod objects;
