@@ -4,9 +4,10 @@
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    clippy::indexing_slicing,
+    clippy::expect_used,
     reason = "a measuring program"
 )]
+#![allow(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "a measuring program")]
 
 use std::path::Path;
 use std::time::Instant;
