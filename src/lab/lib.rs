@@ -6,5 +6,7 @@
 
 pub mod blob;
 pub mod demo;
+pub mod guest;
 pub mod host;
 pub mod launch;
+pub mod proof;

@@ -4,19 +4,14 @@
 //! with exactly the chart's rights, a guest whose file system and writers are not ours. At the end every recovery
 //! point is compared with what the source held at that instant.
 
-mod guest;
 mod picture;
-mod proof;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use farshore_azure::{BlobService, Container, Credential, Endpoint, HttpOptions, Include, SharedKey};
-use farshore_core::format::Record as _;
-use farshore_core::format::cursor::Cursor;
-use farshore_core::ids::{DiskId, VmId};
-use farshore_core::names;
+use farshore_azure::Include;
+use farshore_core::ids::DiskId;
 use farshore_core::units::{Bytes, MIB};
 use jiff::Timestamp;
 use kube::Api;
@@ -24,11 +19,12 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::guest::{BLOCK, Image, Writer};
 use self::picture::{Picture, Scene};
+use crate::guest::{self, BLOCK, Image, Writer};
 use crate::host::admin::{NewDisk, NewVm};
 use crate::host::client::Admin;
 use crate::launch::{Settings, World};
+use crate::proof::{self, Containers};
 
 /// Arguments of `farshore-lab demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -162,13 +158,12 @@ async fn watch_and_prove(
     println!();
     say("Comparing every recovery point with what the source held at that instant");
     let instants = admin.instants(VM).await?;
-    let offsets = [image.live_blocks.as_slice(), data_offsets];
-    let [(system, system_size), (data, data_size)] = disks;
+    let [(system, _), (data, _)] = disks;
+    let numbered = [(system, image.live_blocks.as_slice()), (data, data_offsets)];
     let mut proven = Vec::new();
     for point in &points {
-        let disks = [(system, system_size, offsets[0]), (data, data_size, offsets[1])];
-        match proof::prove(&containers.replica, point, &instants, disks, folder).await {
-            Ok(one) => proven.push(one),
+        match proof::prove(&containers.replica, point, &instants, &disks, folder).await {
+            Ok(one) => proven.push((one, proof::numbers(folder, numbered)?)),
             // Retention may prune a point while we look: it is gone from the list then.
             Err(error) if proof::points(&containers.replica).await?.iter().any(|p| p.name == point.name) => {
                 return Err(error);
@@ -176,13 +171,12 @@ async fn watch_and_prove(
             Err(_) => {}
         }
     }
-    let last = proven.last().context("there is a point to prove")?;
+    let (last, held) = proven.last().context("there is a point to prove")?;
     let number = guest.number();
     ensure!(
-        last.numbers == (number, number),
-        "point {} holds {:?}, the guest wrote {number} last",
-        last.point.name,
-        last.numbers
+        *held == (number, number),
+        "point {} holds {held:?}, the guest wrote {number} last",
+        last.point.name
     );
     let files = proof::check_files(image, &folder.join(format!("{system}.img")), folder).await?;
     Ok(Outcome {
@@ -195,7 +189,7 @@ async fn watch_and_prove(
 
 /// What the demo has shown.
 struct Outcome {
-    proven: Vec<proof::Proven>,
+    proven: Vec<(proof::Proven, (u64, u64))>,
     files: usize,
     number: u64,
     protected_after: Duration,
@@ -212,9 +206,8 @@ async fn report(
     let jobs = list(world, "RecoveryJob").await?;
     let steps: usize =
         jobs.iter().filter_map(|j| j.data.pointer("/status/steps")?.as_array().map(Vec::len)).sum();
-    let bytes: u64 = outcome.proven.iter().map(|p| p.bytes).sum();
-    let numbers: Vec<String> =
-        outcome.proven.iter().map(|p| format!("{}/{}", p.numbers.0, p.numbers.1)).collect();
+    let bytes: u64 = outcome.proven.iter().map(|(p, _)| p.bytes).sum();
+    let numbers: Vec<String> = outcome.proven.iter().map(|(_, n)| format!("{}/{}", n.0, n.1)).collect();
     println!();
     println!("What this showed");
     println!(
@@ -331,37 +324,6 @@ impl Guest {
     }
 }
 
-/// The VM's containers, as storage's owner sees them.
-struct Containers {
-    replica: Container,
-    up: Container,
-    down: Container,
-}
-
-impl Containers {
-    fn of(world: &World, vm: VmId) -> anyhow::Result<Self> {
-        let blobs = world.blobs();
-        let key = SharedKey::new(blobs.account(), blobs.key()).context("the lab's key is base64")?;
-        let endpoint = Endpoint::parse(blobs.endpoint())?;
-        let service = BlobService::new(endpoint, Credential::SharedKey(key), &HttpOptions::default())?;
-        Ok(Self {
-            replica: service.container(&names::replica_container(vm)),
-            up: service.container(&names::up_container(vm)),
-            down: service.container(&names::down_container(vm)),
-        })
-    }
-
-    /// `None` until the replica server has begun.
-    async fn cursor(&self) -> anyhow::Result<Option<Cursor>> {
-        match self.down.get(names::CURSOR, Cursor::MAX as u64).await {
-            Ok(Some(found)) => Ok(Some(Cursor::decode(&found.bytes)?)),
-            Ok(None) => Ok(None),
-            Err(error) if error.kind == farshore_azure::BlobErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
 async fn scene(world: &World, containers: &Containers, guest: &Guest) -> anyhow::Result<Scene> {
     let pvm = list(world, "ProtectedVM")
         .await?
@@ -391,10 +353,7 @@ async fn scene(world: &World, containers: &Containers, guest: &Guest) -> anyhow:
         uploaded,
         verified: cycle(cursor.as_ref().and_then(|c| Some(c.verified.as_ref()?.commit.id))),
         applied: cycle(cursor.as_ref().and_then(|c| Some(c.applied?.id))),
-        points: match proof::points(&containers.replica).await {
-            Ok(points) => points.len(),
-            Err(_) => 0,
-        },
+        points: proof::points(&containers.replica).await?.len(),
         rpo_seconds: newest.map(|point| Timestamp::now().duration_since(point.time).as_secs()),
         number: guest.number(),
     })

@@ -1,4 +1,4 @@
-//! The guest of the demo: a real ext4 file system full of files, and writers that are not ours.
+//! A guest of the lab: a real ext4 file system full of files, and writers that are not ours.
 //!
 //! The file system is made by `mkfs.ext4 -d`. While it is being replicated, `qemu-io` writes to both
 //! disks over NBD: numbered blocks, alternating between the disks, each write acknowledged before the
@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// Bytes of one numbered write: a file system block.
-pub(super) const BLOCK: u64 = 4096;
+pub const BLOCK: u64 = 4096;
 /// The file in the ext4 file system that the numbered writes go to.
 const LIVE_FILE: &str = "live/counter.bin";
 /// Its length in blocks; the writer walks over all of them.
@@ -23,20 +23,20 @@ const LIVE_BLOCKS: usize = 64;
 
 /// An ext4 image and what is in it.
 #[derive(Clone, Debug)]
-pub(super) struct Image {
+pub struct Image {
     /// The raw image.
-    pub(super) path: PathBuf,
+    pub path: PathBuf,
     /// Hash of every file that is not written to while it runs, by its path from the root.
-    pub(super) files: BTreeMap<String, Hash>,
+    pub files: BTreeMap<String, Hash>,
     /// Byte offsets on the disk of the live file's blocks.
-    pub(super) live_blocks: Vec<u64>,
+    pub live_blocks: Vec<u64>,
 }
 
 /// Makes an ext4 image of `size` bytes with `n_files` files of text and of noise.
 ///
 /// # Errors
 /// If mkfs.ext4 or debugfs (package e2fsprogs) is missing or fails.
-pub(super) async fn make_image(folder: &Path, size: u64, n_files: usize) -> anyhow::Result<Image> {
+pub async fn make_image(folder: &Path, size: u64, n_files: usize) -> anyhow::Result<Image> {
     let tree = folder.join("tree");
     let mut files = BTreeMap::new();
     for i in 0..n_files {
@@ -85,7 +85,7 @@ fn write_file(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If it cannot be started or fails; the message holds what it said.
-pub(super) async fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
+pub async fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program)
         .args(args)
         .stdin(Stdio::null())
@@ -144,7 +144,7 @@ impl QemuIo {
 }
 
 /// Writes ever higher numbers, alternating between the two disks.
-pub(super) struct Writer {
+pub struct Writer {
     disks: [QemuIo; 2],
     offsets: [Vec<u64>; 2],
     block: PathBuf,
@@ -156,7 +156,7 @@ impl Writer {
     ///
     /// # Errors
     /// If qemu-io cannot be started.
-    pub(super) fn new(socket: &Path, offsets: [Vec<u64>; 2], folder: &Path) -> anyhow::Result<Self> {
+    pub fn new(socket: &Path, offsets: [Vec<u64>; 2], folder: &Path) -> anyhow::Result<Self> {
         ensure!(offsets.iter().all(|o| !o.is_empty()), "a writer needs blocks on both disks");
         Ok(Self {
             disks: [QemuIo::open(socket, 0)?, QemuIo::open(socket, 1)?],
@@ -168,7 +168,7 @@ impl Writer {
 
     /// The last number written to both disks.
     #[must_use]
-    pub(super) const fn number(&self) -> u64 {
+    pub const fn number(&self) -> u64 {
         self.number
     }
 
@@ -176,7 +176,7 @@ impl Writer {
     ///
     /// # Errors
     /// If a write is not acknowledged.
-    pub(super) async fn step(&mut self) -> anyhow::Result<()> {
+    pub async fn step(&mut self) -> anyhow::Result<()> {
         let number = self.number + 1;
         let text = number.to_le_bytes().repeat(usize::try_from(BLOCK / 8)?);
         std::fs::write(&self.block, text)?;
@@ -194,7 +194,7 @@ impl Writer {
     ///
     /// # Errors
     /// If the write is not acknowledged.
-    pub(super) async fn burst(&mut self, offset: u64, len: u64, value: u8) -> anyhow::Result<()> {
+    pub async fn burst(&mut self, offset: u64, len: u64, value: u8) -> anyhow::Result<()> {
         let [_, data] = &mut self.disks;
         data.write(&format!("write -P {value} {offset} {len}")).await
     }
@@ -202,7 +202,7 @@ impl Writer {
 
 /// The highest number in blocks read back from a disk.
 #[must_use]
-pub(super) fn highest_number(blocks: &[Vec<u8>]) -> u64 {
+pub fn highest_number(blocks: &[Vec<u8>]) -> u64 {
     blocks
         .iter()
         .filter_map(|block| block.first_chunk::<8>())

@@ -4,25 +4,75 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use farshore_azure::{Container, Include};
+use farshore_azure::{
+    BlobErrorKind, BlobService, Container, Credential, Endpoint, HttpOptions, Include, SharedKey,
+};
 use farshore_core::format::Record as _;
+use farshore_core::format::cursor::Cursor;
 use farshore_core::format::point::Point;
-use farshore_core::ids::{DiskId, Hash};
+use farshore_core::ids::{DiskId, Hash, VmId};
 use farshore_core::names;
 
-use super::guest::{BLOCK, Image, highest_number, run};
+use crate::guest::{BLOCK, Image, highest_number, run};
 use crate::host::admin::Instant;
+use crate::launch::World;
 
 /// Bytes read from a replica at once.
 const CHUNK: u64 = 4 << 20;
+
+/// The containers of a VM, as storage's owner sees them.
+#[derive(Clone, Debug)]
+pub struct Containers {
+    /// Ledger, replica blobs, points.
+    pub replica: Container,
+    /// Cycles.
+    pub up: Container,
+    /// side.json, cursor.json.
+    pub down: Container,
+}
+
+impl Containers {
+    /// Those of a VM in a world's blob service.
+    ///
+    /// # Errors
+    /// If the world's endpoint or key cannot be used.
+    pub fn of(world: &World, vm: VmId) -> anyhow::Result<Self> {
+        let blobs = world.blobs();
+        let key = SharedKey::new(blobs.account(), blobs.key()).context("the lab's key is base64")?;
+        let endpoint = Endpoint::parse(blobs.endpoint())?;
+        let service = BlobService::new(endpoint, Credential::SharedKey(key), &HttpOptions::default())?;
+        Ok(Self {
+            replica: service.container(&names::replica_container(vm)),
+            up: service.container(&names::up_container(vm)),
+            down: service.container(&names::down_container(vm)),
+        })
+    }
+
+    /// How far the replica server is; `None` until it has begun.
+    ///
+    /// # Errors
+    /// If storage does not answer or the cursor cannot be read.
+    pub async fn cursor(&self) -> anyhow::Result<Option<Cursor>> {
+        match self.down.get(names::CURSOR, Cursor::MAX as u64).await {
+            Ok(Some(found)) => Ok(Some(Cursor::decode(&found.bytes)?)),
+            Ok(None) => Ok(None),
+            Err(error) if error.kind == BlobErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
 
 /// Every recovery point that has a snapshot set, oldest first.
 ///
 /// # Errors
 /// If storage does not answer or a record cannot be read.
-pub(super) async fn points(replica: &Container) -> anyhow::Result<Vec<Point>> {
+pub async fn points(replica: &Container) -> anyhow::Result<Vec<Point>> {
     let mut points = Vec::new();
-    for listed in replica.list(names::POINTS, Include::default()).await? {
+    let listing = match replica.list(names::POINTS, Include::default()).await {
+        Err(error) if error.kind == BlobErrorKind::NotFound => return Ok(points),
+        other => other?,
+    };
+    for listed in listing {
         if let Some(fetched) = replica.get(&listed.name, Point::MAX as u64).await? {
             points.push(Point::decode(&fetched.bytes)?);
         }
@@ -35,7 +85,7 @@ pub(super) async fn points(replica: &Container) -> anyhow::Result<Vec<Point>> {
 ///
 /// # Errors
 /// If the snapshot cannot be read or the file cannot be written.
-pub(super) async fn download(
+pub async fn download(
     replica: &Container,
     disk: DiskId,
     snapshot: &str,
@@ -77,44 +127,53 @@ pub(super) async fn download(
 
 /// A point that was compared with its source.
 #[derive(Clone, Debug)]
-pub(super) struct Proven {
+pub struct Proven {
     /// The point.
-    pub(super) point: Point,
+    pub point: Point,
     /// Bytes of all its disks.
-    pub(super) bytes: u64,
-    /// The numbers that its two disks hold.
-    pub(super) numbers: (u64, u64),
+    pub bytes: u64,
 }
 
-/// Downloads a point into `folder` (`<diskID>.img`) and compares every disk with what the source held when the
-/// point's checkpoint was made, then the numbers of the two disks with each other.
+/// Downloads every disk of a point into `folder` (`<diskID>.img`) and compares it with what the source held when
+/// the point's checkpoint was made.
 ///
 /// # Errors
 /// If anything differs: that is a defect, and the message says where.
-pub(super) async fn prove(
+pub async fn prove(
     replica: &Container,
     point: &Point,
     instants: &[Instant],
-    disks: [(DiskId, u64, &[u64]); 2],
+    disks: &[(DiskId, u64)],
     folder: &Path,
 ) -> anyhow::Result<Proven> {
     let checkpoint = names::checkpoint(point.id());
+    // A cycle that was made again has the checkpoint name of its first try: the last one counts.
     let instant = instants
         .iter()
-        .find(|instant| instant.name == checkpoint)
+        .rfind(|instant| instant.name == checkpoint)
         .with_context(|| format!("the host has no record of checkpoint {checkpoint}"))?;
-    let mut numbers = [0; 2];
     let mut bytes = 0;
-    for ((disk, size, offsets), number) in disks.into_iter().zip(&mut numbers) {
-        let snapshot = point.snapshots.get(&disk).context("the point has a snapshot of every disk")?;
-        let path = folder.join(format!("{disk}.img"));
-        let hash = download(replica, disk, snapshot, size, &path).await?;
+    for (disk, size) in disks {
+        let snapshot = point.snapshots.get(disk).context("the point has a snapshot of every disk")?;
+        let hash = download(replica, *disk, snapshot, *size, &folder.join(format!("{disk}.img"))).await?;
         ensure!(
-            instant.digests.get(&disk) == Some(&hash),
+            instant.digests.get(disk) == Some(&hash),
             "point {} differs from the source: {disk}",
             point.name
         );
-        let file = std::fs::File::open(&path)?;
+        bytes += size;
+    }
+    Ok(Proven { point: point.clone(), bytes })
+}
+
+/// The highest numbers that the two disks of a downloaded point hold.
+///
+/// # Errors
+/// If they are not from one instant: the writer alternates, so the first is equal or one ahead.
+pub fn numbers(folder: &Path, disks: [(DiskId, &[u64]); 2]) -> anyhow::Result<(u64, u64)> {
+    let mut numbers = [0; 2];
+    for ((disk, offsets), number) in disks.into_iter().zip(&mut numbers) {
+        let file = std::fs::File::open(folder.join(format!("{disk}.img")))?;
         let mut blocks = Vec::new();
         for offset in offsets {
             let mut block = vec![0; usize::try_from(BLOCK)?];
@@ -122,22 +181,20 @@ pub(super) async fn prove(
             blocks.push(block);
         }
         *number = highest_number(&blocks);
-        bytes += size;
     }
     let [first, second] = numbers;
     ensure!(
         first == second || first == second + 1,
-        "point {} mixes two instants: the disks hold {first} and {second}",
-        point.name
+        "two instants are mixed: the disks hold {first} and {second}"
     );
-    Ok(Proven { point: point.clone(), bytes, numbers: (first, second) })
+    Ok((first, second))
 }
 
 /// Checks the file system of a downloaded system disk and every file in it. Returns how many files were equal.
 ///
 /// # Errors
 /// If `e2fsck -fn` finds anything, or a file differs.
-pub(super) async fn check_files(image: &Image, replica: &Path, folder: &Path) -> anyhow::Result<usize> {
+pub async fn check_files(image: &Image, replica: &Path, folder: &Path) -> anyhow::Result<usize> {
     run("e2fsck", &["-f", "-n", &replica.display().to_string()]).await?;
     let out = folder.join("files");
     std::fs::create_dir_all(&out)?;
