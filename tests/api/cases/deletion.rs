@@ -1,8 +1,15 @@
 //! A prune must not delete the object of a VM that is not at home (DESIGN 4; GitOps scenario D).
 
+use std::time::Duration;
+
 use farshore_api::{DesiredState, State, annotation};
-use farshore_test_api::{Kubectl, VM_ID, dynamic, merged, unique, valid, world};
-use kube::api::{Patch, PatchParams, PostParams};
+use farshore_lab::launch::{Seen, until};
+use farshore_test_api::{Kubectl, VM_ID, dynamic, merged, refused, unique, valid, world};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
 use serde_json::{Value, json};
 
 const REFUSED: &str = "deleting its ProtectedVM would leave it without anybody who knows where it runs";
@@ -94,7 +101,7 @@ fn an_object_without_a_state_is_free() {
 
 /// `kubectl delete --all` and a deleted namespace go through the same gate.
 #[test]
-fn deleting_all_of_a_namespace_is_refused_too() {
+fn deleting_all_of_a_namespace_or_the_namespace_is_refused_too() {
     world(async |world| {
         let namespace = world.namespace("deletion").await;
         let api = dynamic(world.admin(), "ProtectedVM", Some(&namespace));
@@ -103,7 +110,28 @@ fn deleting_all_of_a_namespace_is_refused_too() {
         let status = Patch::Merge(json!({"status": {"state": "FailedOver", "vmID": VM_ID}}));
         api.patch_status("vm", &PatchParams::default(), &status).await.unwrap();
         let all = api.delete_collection(&Default::default(), &Default::default()).await;
-        farshore_test_api::refused(all.map(|_| ()), REFUSED);
+        refused(all.map(|_| ()), REFUSED);
+
+        let namespaces: Api<Namespace> = Api::all(world.admin());
+        namespaces.delete(&namespace, &Default::default()).await.unwrap();
+        until("the namespace to say why it stays", Duration::from_secs(60), async || {
+            let status = namespaces.get(&namespace).await.unwrap().status.unwrap();
+            let said = status.conditions.into_iter().flatten().filter_map(|c| c.message).collect::<Vec<_>>();
+            Ok(if said.iter().any(|m| m.contains(REFUSED)) {
+                Seen::Yes(())
+            } else {
+                Seen::NotYet(said.join("; "))
+            })
+        })
+        .await
+        .unwrap();
         assert!(api.get("vm").await.unwrap().metadata.deletion_timestamp.is_none());
+        annotate(&world.kubectl(), &namespace, "vm", VM_ID);
+        until("the namespace to go once confirmed", Duration::from_secs(60), async || {
+            let left = namespaces.get_opt(&namespace).await.unwrap();
+            Ok(if left.is_none() { Seen::Yes(()) } else { Seen::NotYet("still there".to_owned()) })
+        })
+        .await
+        .unwrap();
     });
 }
