@@ -36,7 +36,7 @@ pub struct Where {
 /// Commands that start, stop and drive the lab.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Build or fetch all that is not ours (once per machine).
+    /// Build or fetch all that is not ours (once per machine), and print where it is.
     Setup,
     /// Start the lab in the background; if it is up, say so.
     Up {
@@ -126,7 +126,12 @@ impl From<Fault> for Request {
 /// Runs one command.
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Setup => Ok(tokio::task::spawn_blocking(|| Tools::of_this_machine()?.set_up()).await??),
+        Command::Setup => {
+            let tools = tokio::task::spawn_blocking(|| Tools::of_this_machine()?.set_up()).await??;
+            let lines: String =
+                tools.iter().map(|(name, path)| format!("{name} {}\n", path.display())).collect();
+            say(&lines)
+        }
         Command::Up { plan, lab } => up(&plan, &lab).await,
         Command::Down(lab) => down(&lab).await,
         Command::Status(lab) => show(&keeper::ask(&lab.folder, &Request::Status).await?, &lab),
@@ -150,7 +155,7 @@ async fn up(plan: &Plan, lab: &Where) -> anyhow::Result<()> {
     let status = keeper::ask(&lab.folder, &Request::Status).await?;
     show(&status, lab)?;
     if !lab.json {
-        println!("\n. {}    # then kubectl, farshore-lab", lab.folder.join("env").display());
+        say(&format!("\n. {}    # then kubectl, farshore-lab\n", lab.folder.join("env").display()))?;
     }
     Ok(())
 }
@@ -214,35 +219,38 @@ async fn down(lab: &Where) -> anyhow::Result<()> {
             }
         }
     }
-    if lab.json {
-        println!("{}", serde_json::json!({ "phase": "down" }));
-    } else {
-        println!("lab: down");
-    }
-    Ok(())
+    say(if lab.json { "{\"phase\": \"down\"}\n" } else { "lab: down\n" })
 }
 
 fn show(status: &Status, lab: &Where) -> anyhow::Result<()> {
     if lab.json {
-        println!("{}", serde_json::to_string_pretty(status)?);
-        return Ok(());
+        return say(&format!("{}\n", serde_json::to_string_pretty(status)?));
     }
     let phase = match &status.phase {
         Phase::Starting(what) => format!("starting {what}"),
         Phase::Up => "up".to_owned(),
         Phase::Stopping => "stopping".to_owned(),
     };
-    println!("lab: {phase}, link to the blob service {}", if status.blobs_linked { "whole" } else { "cut" });
+    let link = if status.blobs_linked { "whole" } else { "cut" };
+    let mut text = format!("lab: {phase}, link to the blob service {link}\n");
     for part in &status.parts {
         let state = match (&part.pid, &part.ended) {
             (Some(pid), _) => format!("process {pid}"),
             (None, Some(ended)) => ended.clone(),
             (None, None) => String::new(),
         };
-        println!("  {:24} {:20} {}", part.name, state, part.log.display());
+        text.push_str(&format!("  {:24} {:20} {}\n", part.name, state, part.log.display()));
     }
     for note in &status.notes {
-        println!("  {note}");
+        text.push_str(&format!("  {note}\n"));
     }
-    Ok(())
+    say(&text)
+}
+
+/// Writes to stdout; a reader who has seen enough (`| head`) is no failure.
+fn say(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }

@@ -70,13 +70,11 @@ impl Tools {
         &self.cache
     }
 
-    /// Everything: what Debian packages, the control plane, helm, Azurite.
-    pub fn set_up(&self) -> Result<()> {
+    /// Everything: what Debian packages, the control plane, helm, Azurite. Returns what a person may call.
+    pub fn set_up(&self) -> Result<[(&'static str, PathBuf); 3]> {
         self.packages()?;
-        self.control_plane()?;
-        self.helm()?;
         super::azurite::installed(self)?;
-        Ok(())
+        Ok([("controlplane", self.control_plane()?), ("kubectl", self.kubectl()?), ("helm", self.helm()?)])
     }
 
     /// The binary that is etcd, kube-apiserver, kube-controller-manager or kubectl by its first argument.
