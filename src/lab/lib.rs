@@ -10,3 +10,6 @@ pub mod guest;
 pub mod host;
 pub mod launch;
 pub mod proof;
+mod scratch;
+
+pub use scratch::scratch;
