@@ -251,3 +251,89 @@ impl Extents {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const N: u64 = 64;
+
+    fn ranges() -> impl Strategy<Value = Vec<(u64, u64)>> {
+        prop::collection::vec((0..N, 0..12u64), 0..12)
+    }
+
+    fn set(ranges: &[(u64, u64)]) -> Extents {
+        ranges.iter().map(|(o, l)| Extent::new(*o, *l)).collect()
+    }
+
+    /// The same as a list of bytes covered or not.
+    fn bits(set: &Extents) -> Vec<bool> {
+        let mut bits = vec![false; 3 * N as usize];
+        for e in set {
+            assert!(e.len > 0);
+            bits[e.offset as usize..e.end() as usize].fill(true);
+        }
+        for (a, b) in set.iter().zip(set.iter().skip(1)) {
+            assert!(a.end() < b.offset, "sorted, apart, merged: {set:?}");
+        }
+        bits
+    }
+
+    fn both(a: &Extents, b: &Extents, op: impl Fn(bool, bool) -> bool) -> Vec<bool> {
+        bits(a).into_iter().zip(bits(b)).map(|(a, b)| op(a, b)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn operations_agree_with_bits((a, b) in (ranges(), ranges()), at in 0..3 * N, len in 0..N, g in 1..9u64) {
+            let (x, y) = (set(&a), set(&b));
+            prop_assert_eq!(bits(&x.union(&y)), both(&x, &y, |a, b| a || b));
+            prop_assert_eq!(bits(&x.intersect(&y)), both(&x, &y, |a, b| a && b));
+            prop_assert_eq!(bits(&x.subtract(&y)), both(&x, &y, |a, b| a && !b));
+            prop_assert_eq!(bits(&x.clip(at)), both(&x, &Extents::one(0, at), |a, b| a && b));
+            let model = bits(&x);
+            prop_assert_eq!(x.total(), model.iter().filter(|b| **b).count() as u64);
+            prop_assert_eq!(x.end(), model.iter().rposition(|b| *b).map_or(0, |i| i as u64 + 1));
+            prop_assert_eq!(x.contains(at), model[at as usize]);
+            let end = (at + len).min(3 * N);
+            prop_assert_eq!(x.contains_range(at, end - at), model[at as usize..end as usize].iter().all(|b| *b));
+            // Aligned out: a cell is covered when any byte of it was.
+            let aligned = bits(&x.align_out(g).clip(3 * N));
+            for (cell, wide) in model.chunks(g as usize).zip(aligned.chunks(g as usize)) {
+                prop_assert!(wide.iter().all(|b| *b == cell.contains(&true)));
+            }
+            let pieces: Vec<Extent> = x.split(g).collect();
+            prop_assert!(pieces.iter().all(|p| p.len > 0 && p.len <= g));
+            prop_assert_eq!(&pieces.into_iter().collect::<Extents>(), &x);
+        }
+
+        #[test]
+        fn inserting_in_any_order_gives_the_same_set(a in ranges()) {
+            let (mut one, mut back) = (Extents::new(), Extents::new());
+            a.iter().for_each(|(o, l)| one.insert(*o, *l));
+            a.iter().rev().for_each(|(o, l)| back.insert(*o, *l));
+            prop_assert_eq!(&one, &set(&a));
+            prop_assert_eq!(&back, &set(&a));
+            bits(&one);
+            let json = serde_json::to_string(&one).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Extents>(&json).unwrap(), one);
+        }
+    }
+
+    #[test]
+    fn json_is_a_list_of_pairs_and_reading_it_merges_and_checks() {
+        assert_eq!(serde_json::to_string(&set(&[(8, 4), (0, 4)])).unwrap(), "[[0,4],[8,4]]");
+        assert_eq!(serde_json::from_str::<Extents>("[[8,4],[0,8],[3,0]]").unwrap(), Extents::one(0, 12));
+        assert!(serde_json::from_str::<Extents>("[[18446744073709551615,1]]").is_err());
+    }
+
+    #[test]
+    fn ranges_at_the_end_of_the_numbers_do_not_overflow() {
+        let all = Extents::one(u64::MAX - 10, 100);
+        assert_eq!((all.end(), all.total()), (u64::MAX, 10));
+        assert_eq!(all.align_out(4096).end(), u64::MAX);
+        assert!(!all.contains_range(u64::MAX - 5, 10));
+        assert_eq!(all.split(3).count(), 4);
+    }
+}
