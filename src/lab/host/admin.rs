@@ -28,7 +28,7 @@ pub enum AdminRequest {
     Instants { vm: String },
     StandardCheckpoint { vm: String, name: String },
     Configure { vm: String, settings: Settings },
-    Fault(Fault),
+    Fault { fault: Fault },
 }
 
 /// A machine to be made.
@@ -191,7 +191,7 @@ pub struct Instant {
 /// Settings of a machine that can be changed; what is `None` stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(missing_docs, reason = "the names are those of VmInfo and DiskInfo")]
+#[expect(missing_docs, reason = "the names are those of VmInfo")]
 pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -203,17 +203,27 @@ pub struct Settings {
     pub checkpoints_enabled: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<Vec<NicInfo>>,
-    /// By slot.
     #[serde(default)]
-    pub shared: BTreeMap<u32, bool>,
-    /// By slot.
-    #[serde(default)]
-    pub pass_through: BTreeMap<u32, bool>,
+    pub disks: Vec<DiskSettings>,
+}
+
+/// Settings of a disk; what is `None` stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskSettings {
+    /// Slot or id.
+    pub disk: String,
+    /// Shared with other machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
+    /// Said to be a physical disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_through: Option<bool>,
 }
 
 /// Something that goes wrong on request. Faults of a machine last until they are lifted or the host restarts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "fault", rename_all_fields = "camelCase")]
+#[serde(tag = "kind", rename_all_fields = "camelCase")]
 pub enum Fault {
     /// Changes, or changes back, one digit of the parent link in a differencing disk of the machine. If it has
     /// no checkpoint, a standard one is taken first. The next recovery checkpoint finds the chain broken.

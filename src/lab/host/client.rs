@@ -117,7 +117,7 @@ impl Admin {
 
     /// Makes something go wrong.
     pub async fn fault(&self, fault: Fault) -> Result<()> {
-        self.call(AdminRequest::Fault(fault)).await
+        self.call(AdminRequest::Fault { fault }).await
     }
 
     async fn call<T: serde::de::DeserializeOwned>(&self, request: AdminRequest) -> Result<T> {

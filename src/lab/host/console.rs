@@ -180,7 +180,7 @@ impl Host {
                 json(self.named(&vm)?.take(&name, CheckpointKind::Standard, Consistency::Crash).map(drop)?)
             }
             AdminRequest::Configure { vm, settings } => json(configure(&*self.named(&vm)?, settings)?),
-            AdminRequest::Fault(fault) => json(self.fault(fault)?),
+            AdminRequest::Fault { fault } => json(self.fault(fault)?),
         }
     }
 
@@ -392,15 +392,11 @@ fn digest(disk: &Disk, source: &Source<'_>, range: Option<u64>) -> io::Result<Di
 }
 
 fn configure(machine: &Machine, settings: Settings) -> Result<()> {
-    let Settings {
-        name,
-        configuration_version,
-        replication_mode,
-        checkpoints_enabled,
-        nics,
-        shared,
-        pass_through,
-    } = settings;
+    let Settings { name, configuration_version, replication_mode, checkpoints_enabled, nics, disks } =
+        settings;
+    for disk in &disks {
+        disk_of(machine, &disk.disk)?;
+    }
     machine
         .update(|record| {
             record.name = name.unwrap_or_else(|| std::mem::take(&mut record.name));
@@ -410,8 +406,11 @@ fn configure(machine: &Machine, settings: Settings) -> Result<()> {
             record.replication_mode = replication_mode.unwrap_or(record.replication_mode);
             record.checkpoints_enabled = checkpoints_enabled.unwrap_or(record.checkpoints_enabled);
             for disk in &mut record.disks {
-                disk.shared = shared.get(&disk.slot).copied().unwrap_or(disk.shared);
-                disk.pass_through = pass_through.get(&disk.slot).copied().unwrap_or(disk.pass_through);
+                let (slot, id) = (disk.slot.to_string(), disk.id.to_string());
+                for set in disks.iter().filter(|set| set.disk == slot || set.disk == id) {
+                    disk.shared = set.shared.unwrap_or(disk.shared);
+                    disk.pass_through = set.pass_through.unwrap_or(disk.pass_through);
+                }
             }
         })
         .map_err(|e| fault::other("configure", &e))
