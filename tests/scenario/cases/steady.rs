@@ -16,8 +16,7 @@ async fn writes(client: Client) -> u64 {
         .filter(|line| {
             ["APPLY", "PATCH", "PUT", "POST"].iter().any(|v| line.contains(&format!("verb=\"{v}\"")))
         })
-        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
-        .map(|count| count as u64)
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
         .sum()
 }
 
