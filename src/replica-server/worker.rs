@@ -190,13 +190,17 @@ mod tests {
     #[test]
     fn passing_faults_climb_the_ladder_and_others_wait_long_from_the_start() {
         let now: Timestamp = "2026-01-02T03:00:00Z".parse().unwrap();
-        let minutes = |code, before: Option<&Failures>| {
+        let wait = |code, before: Option<&Failures>| {
             let failed = climb(before, &Fault::new(code, "x"), &Timing::default(), now);
-            (failed.attempts, failed.next_at.duration_since(now).as_secs().div_ceil(60))
+            (failed.attempts, failed.next_at.duration_since(now).as_secs())
         };
-        assert_eq!(minutes(Code::NetworkError, None), (1, 1));
-        assert_eq!(minutes(Code::NotAuthorized, None), (1, 30));
+        // The last tenth of an interval is jitter.
+        let (attempts, seconds) = wait(Code::NetworkError, None);
+        assert!(attempts == 1 && (54..=60).contains(&seconds), "{seconds}");
+        let (attempts, seconds) = wait(Code::NotAuthorized, None);
+        assert!(attempts == 1 && (1620..=1800).contains(&seconds), "{seconds}");
         let twice = Failures { since: now, attempts: 2, next_at: now };
-        assert_eq!(minutes(Code::NetworkError, Some(&twice)), (3, 4));
+        let (attempts, seconds) = wait(Code::NetworkError, Some(&twice));
+        assert!(attempts == 3 && (216..=240).contains(&seconds), "{seconds}");
     }
 }
