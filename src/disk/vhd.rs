@@ -72,8 +72,8 @@ pub fn padded_size(virtual_size: u64) -> u64 {
 /// | 12 | 4 | FileFormatVersion | 0x00010000 |
 /// | 16 | 8 | DataOffset | all ones: fixed |
 /// | 24 | 4 | TimeStamp | |
-/// | 28 | 4 | CreatorApplication | `fshr` |
-/// | 32 | 4 | CreatorVersion | 0x00010000 |
+/// | 28 | 4 | CreatorApplication | `win `: of others qemu believes the rounded geometry instead of CurrentSize |
+/// | 32 | 4 | CreatorVersion | 0x000a0000 |
 /// | 36 | 4 | CreatorHostOS | `Wi2k` |
 /// | 40 | 8 | OriginalSize | bytes |
 /// | 48 | 8 | CurrentSize | bytes |
@@ -90,8 +90,8 @@ pub fn footer(size: u64, id: Uuid, timestamp: u32) -> [u8; 512] {
     put_u32_be(&mut b, 12, FORMAT_VERSION);
     put_u64_be(&mut b, 16, NO_OFFSET);
     put_u32_be(&mut b, 24, timestamp);
-    put(&mut b, 28, b"fshr");
-    put_u32_be(&mut b, 32, 0x0001_0000);
+    put(&mut b, 28, b"win ");
+    put_u32_be(&mut b, 32, 0x000a_0000);
     put(&mut b, 36, b"Wi2k");
     put_u64_be(&mut b, 40, size);
     put_u64_be(&mut b, 48, size);
