@@ -65,6 +65,13 @@ impl Host {
         }
     }
 
+    fn up(&self) -> Result<()> {
+        if self.setup.stopping.load(Ordering::SeqCst) {
+            return Err(HyperVError::Unreachable { message: "the host shuts down".to_owned() });
+        }
+        Ok(())
+    }
+
     fn all(&self) -> Vec<Arc<Machine>> {
         self.machines.read().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect()
     }
@@ -103,6 +110,7 @@ impl Host {
 
     /// Answers a call of the trait.
     pub(super) fn hyperv(&self, call: &Value) -> Result<Value> {
+        self.up()?;
         self.delay(call, "call");
         match parse(call)? {
             Request::Host => json(self.info()?),
@@ -156,6 +164,7 @@ impl Host {
 
     /// Answers a call of the administrator.
     pub(super) fn admin(&self, call: &Value) -> Result<Value> {
+        self.up()?;
         match parse(call)? {
             AdminRequest::List => json(self.all().iter().map(describe).collect::<Vec<AdminVm>>()),
             AdminRequest::Create(new) => self.create(&new),

@@ -107,7 +107,8 @@ impl Server {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let listener = UnixListener::bind(path)?;
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("listen on {}: {e}", path.display()));
+        let listener = UnixListener::bind(path).map_err(named)?;
         let connections = Arc::new(Connections::default());
         let accepted = Arc::clone(&connections);
         std::thread::Builder::new().name("nbd-accept".into()).spawn(move || {

@@ -1,9 +1,10 @@
 //! The host process ends, cleanly or not, and comes back.
 
 use std::sync::mpsc;
+use std::time::Duration;
 
 use farshore_hyperv::{Consistency, Hypervisor, PowerState};
-use farshore_lab::host::admin::Data;
+use farshore_lab::host::admin::{AdminVm, Data};
 
 use crate::changes::replay;
 use crate::support::{Dice, Host, MIB, Nbd, avhdx_files, blake3_of, contents, frozen, until};
@@ -93,6 +94,70 @@ async fn after_a_kill_under_load_the_changes_are_still_complete() {
             host.hyperv.convert_to_reference_point(id, &held.id).await.unwrap();
         }
         assert!(avhdx_files(&vm).is_empty());
+    }
+}
+
+/// Writes ever higher numbers all over a disk until the host is gone; for each block the number that a flush covers.
+fn number_blocks(guest: &AdminVm, blocks: u64, seed: u64) -> Vec<u64> {
+    let (mut disk, mut dice) = (Nbd::connect(guest, 0), Dice(seed));
+    let (mut written, mut flushed) = (vec![0; usize::try_from(blocks).unwrap()], Vec::new());
+    for n in 1_u64.. {
+        let block = dice.below(blocks);
+        let mut data = [0; 4096];
+        data[..8].copy_from_slice(&(seed * 1_000_000 + n).to_le_bytes());
+        if disk.write(block * 4096, &data).is_err() {
+            break;
+        }
+        written[usize::try_from(block).unwrap()] = seed * 1_000_000 + n;
+        if n % 20 == 0 {
+            if disk.flush().is_err() {
+                break;
+            }
+            flushed.clone_from(&written);
+        }
+    }
+    flushed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_anywhere_between_checkpoint_and_merge_lose_no_change_and_nothing_that_was_flushed() {
+    let mut host = Host::start(&[]).await;
+    let vm = host.vm(&[8 * MIB]).await;
+    let (id, disk) = (vm.info.id, vm.info.disks[0].disk_id);
+    let mut dice = Dice(99);
+    for round in 1..=10 {
+        let first = host.hyperv.create_checkpoint(id, "known", Consistency::Crash).await.unwrap();
+        let (mut copy, since) = (frozen(&first, 0), first.disks[0].rct_id.clone());
+        for held in host.hyperv.checkpoints(id).await.unwrap().iter().rev() {
+            host.hyperv.convert_to_reference_point(id, &held.id).await.unwrap();
+        }
+        let guest = vm.clone();
+        let writer = std::thread::spawn(move || number_blocks(&guest, 2048, round));
+        let cycling = tokio::spawn({
+            let hyperv = host.hyperv.clone();
+            async move {
+                let mut cycles = 0;
+                while let Ok(taken) = hyperv.create_checkpoint(id, "cycle", Consistency::Crash).await
+                    && hyperv.convert_to_reference_point(id, &taken.id).await.is_ok()
+                {
+                    cycles += 1;
+                }
+                cycles
+            }
+        });
+        // Anywhere in a cycle: this is the dice's choice, not a wait for something.
+        tokio::time::sleep(Duration::from_millis(50 + dice.below(400))).await;
+        host.kill();
+        let (flushed, _cycles) = (writer.join().unwrap(), cycling.await.unwrap());
+        host.run().await;
+        let after = host.hyperv.create_checkpoint(id, "after", Consistency::Crash).await.unwrap();
+        let now = frozen(&after, 0);
+        for (block, want) in flushed.iter().enumerate() {
+            let found = u64::from_le_bytes(now[block * 4096..block * 4096 + 8].try_into().unwrap());
+            assert!(found >= *want, "round {round}: block {block} has {found}, {want} was flushed");
+        }
+        replay(&mut copy, &now, &host.hyperv.query_changes(id, disk, &since, &after.id).await.unwrap());
+        assert!(copy == now, "round {round}: the changes are not complete");
     }
 }
 
