@@ -6,7 +6,7 @@ use farshore_core::fault::Code;
 use farshore_core::format::list::SegmentEntry;
 use farshore_core::ids::{CycleId, DiskId, Hash};
 use farshore_core::names;
-use farshore_disk::segment::{Decoder, Frame, SegmentId};
+use farshore_disk::segment::{Decoder, Frame, SegmentError, SegmentId};
 
 use crate::budget::Permit;
 use crate::context::Context;
@@ -44,6 +44,16 @@ impl Source {
             stream: self.cycle.stream.0,
             cycle: self.cycle.cycle.0,
             index: self.index,
+        }
+    }
+
+    /// What the decoder says: damage, or a version that this reader does not know.
+    fn undecodable(&self, error: &SegmentError) -> Halt {
+        match error {
+            SegmentError::Version { .. } => {
+                refused(self.cycle, Code::UnreadableFormat, format!("{}: {error}", self.name()))
+            }
+            _ => self.corrupt(error),
         }
     }
 
@@ -120,8 +130,8 @@ pub(crate) fn decode(
     mut sink: impl FnMut(Frame) -> Result<(), Halt>,
 ) -> Result<(), Halt> {
     let mut seen = Ranges { listed: entry.ranges.iter(), open: None };
-    for frame in Decoder::open(bytes, id).map_err(|e| source.corrupt(e))? {
-        let frame = frame.map_err(|e| source.corrupt(e))?;
+    for frame in Decoder::open(bytes, id).map_err(|e| source.undecodable(&e))? {
+        let frame = frame.map_err(|e| source.undecodable(&e))?;
         if !seen.take(frame.offset, frame.len) {
             return Err(
                 source.corrupt(format_args!("it carries a range at {} that is not listed", frame.offset))

@@ -1,0 +1,14 @@
+//! The replica server's library against the blob double: every point is a state that the disks really had.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod source;
+mod steady;
