@@ -126,6 +126,9 @@ impl RandomAccess for FileDisk {
     }
 }
 
+/// A memory file's volume is full here, so that a test of hostile lengths fails instead of the machine.
+const MEM_LIMIT: u64 = 1 << 30;
+
 /// A file in memory, for tests.
 #[derive(Debug, Default)]
 pub struct MemDisk {
@@ -169,9 +172,15 @@ impl RandomAccess for MemDisk {
         read_slice(&self.bytes.read().unwrap_or_else(PoisonError::into_inner), buf, off)
     }
     fn write_at(&self, buf: &[u8], off: u64) -> io::Result<()> {
+        if off.saturating_add(buf.len() as u64) > MEM_LIMIT {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         write_slice(&mut self.bytes.write().unwrap_or_else(PoisonError::into_inner), buf, off)
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
+        if len > MEM_LIMIT {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.bytes.write().unwrap_or_else(PoisonError::into_inner).resize(index(len), 0);
         Ok(())
     }

@@ -17,6 +17,8 @@ mod create;
 mod file;
 mod format;
 mod header;
+#[cfg(test)]
+mod hostile;
 mod log;
 mod map;
 mod merge;
