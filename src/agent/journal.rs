@@ -88,6 +88,10 @@ impl JournalStore {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn path(&self, vm: VmId) -> PathBuf {
         self.folder.join(format!("{vm}.journal"))
     }

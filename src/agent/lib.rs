@@ -9,9 +9,13 @@
 //! [`engine`] and [`transfer`] know nothing of Kubernetes: benches and tests drive them with values.
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod crash;
 pub mod engine;
 pub mod fault;
 pub mod journal;
+pub mod kubernetes;
 pub mod store;
 pub mod transfer;
+
+pub use kubernetes::run::run;

@@ -149,7 +149,7 @@ impl<C: SasSource> Store for SasStore<C> {
 }
 
 /// No Secret yet: the controller hands one out; until then it is as if it had expired.
-fn no_sas(container: &str) -> BlobError {
+pub(crate) fn no_sas(container: &str) -> BlobError {
     BlobError {
         kind: BlobErrorKind::CredentialExpired,
         code: None,
@@ -246,12 +246,12 @@ pub(crate) mod tests {
 
     async fn patiently(answers: Vec<Result<Put, BlobError>>) -> (Result<Put, BlobErrorKind>, usize) {
         let script = Script(Mutex::new((answers.into(), vec![])));
-        let got = put_small(&script, "a", vec![1], Duration::from_secs(1)).await;
+        let got = put_small(&script, "a", vec![1], Duration::from_millis(1)).await;
         let tried = script.0.lock().unwrap().1.len();
         (got.map_err(|e| e.kind), tried)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn passing_failures_are_tried_again_a_few_times_and_others_are_not() {
         use BlobErrorKind as K;
         let fail = |kind| Err(blob_error(kind));
