@@ -3,7 +3,7 @@
 //! Nothing here reads a clock, makes random ids, talks to a network or knows tokio: times and GUIDs come from the
 //! caller, files come as [`io::RandomAccess`]. Lengths and offsets read from files are bounds-checked before use.
 #![forbid(unsafe_code)]
-#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "disks of tests are small"))]
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, clippy::disallowed_methods, reason = "tests"))]
 
 mod bytes_at;
 pub mod crash;

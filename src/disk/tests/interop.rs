@@ -244,6 +244,43 @@ fn vhdx_core_reads_our_chains_and_libvhdi_knows_the_parent() {
     assert!(content_by_vhdx_core(&[&base]) == bytes);
 }
 
+/// Content through a chain by a third reader. Not in the default run: no program of the lab needs Python's libvhdi.
+#[test]
+#[ignore = "needs the Debian package python3-libvhdi"]
+fn libvhdi_reads_the_content_of_our_chains() {
+    let script = r#"
+import sys, pyvhdi
+files = []
+for path in sys.argv[1:]:
+    f = pyvhdi.file()
+    f.open(path)
+    files.append(f)
+for child, parent in zip(files, files[1:]):
+    assert child.get_parent_identifier() == parent.get_identifier(), "identifiers"
+    child.set_parent(parent)
+leaf = files[0]
+sys.stdout.buffer.write(leaf.read_buffer_at_offset(leaf.get_media_size(), 0))
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    let [base, leaf] = ["base.vhdx", "leaf.avhdx"].map(|n| dir.path().join(n));
+    let mut bytes = pattern(7);
+    create(&base, false, 1 << 20);
+    write_sparse(&Chain::open(&base, Access::ReadWrite(Uuid::new_v4)).unwrap(), &bytes);
+    create_child(&base, &leaf, Uuid::new_v4).unwrap();
+    let disk = Chain::open(&leaf, Access::ReadWrite(Uuid::new_v4)).unwrap();
+    for (offset, len, fill) in
+        [(512, 1024, 21), (MIB / 2, MIB, 22), (4 * MIB, MIB, 23), (6 * MIB - 512, 512, 24)]
+    {
+        disk.write_at(&vec![fill; len as usize], offset).unwrap();
+        bytes[offset as usize..(offset + len) as usize].fill(fill);
+    }
+    disk.close().unwrap();
+    let out =
+        Command::new("/usr/bin/python3").args(["-c", script, text(&leaf), text(&base)]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(out.stdout == bytes);
+}
+
 #[test]
 fn qemu_and_libvhdi_read_our_fixed_vhd() {
     let dir = tempfile::tempdir().unwrap();
