@@ -2,7 +2,8 @@
 //!
 //! Our own writing is simple: every commit is one entry that stands for itself (its tail is its own offset), put
 //! alternately into the two halves of the log. A commit first flushes the file, so the pages of the entry before are
-//! in place; the entry that it overwrites is the one before that and is needed by nobody.
+//! in place; the entry that it overwrites is the one before that and is needed by nobody. So the log is never without
+//! a whole entry while the header names it, which other readers may take for damage.
 //! Reading takes what any writer leaves: sequences of entries around the ring.
 
 use std::collections::BTreeMap;

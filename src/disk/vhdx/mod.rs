@@ -18,7 +18,7 @@ mod file;
 mod format;
 mod header;
 #[cfg(test)]
-mod hostile;
+mod hostile_tests;
 mod log;
 mod map;
 mod merge;

@@ -213,6 +213,9 @@ fn script() -> Vec<Op> {
         Op::Zero { offset: 6 * MIB, len: 512 },
         write(8 * MIB, MIB / 2, 160),
         Op::Flush,
+        // For the flush of `close`.
+        write(2 * MIB + 512, 512, 180),
+        Op::Zero { offset: 4 * MIB, len: MIB },
     ]
 }
 
@@ -289,11 +292,22 @@ fn crash_at(cut: u64, start: &[u8], parent: Option<&Arc<MemDisk>>, first: &[u8])
             }
         }
     }
-    cut_off |= disk.close().is_err();
+    match disk.close() {
+        Ok(()) => allowed.flushed(),
+        Err(_) => cut_off = true,
+    }
     let fates = [Loss::All, Loss::Nothing].into_iter().chain((0..6).map(|i| Loss::Some(cut * 31 + i)));
     for loss in fates {
         let what = format!("cut after {cut}, {loss:?}");
         let left = Arc::new(file.crash_with(loss));
+        // Other readers may take a LogGuid without an entry for damage.
+        let header = header::Header::read(&*left).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let replay = log::read(&*left, &header, left.len().unwrap()).unwrap();
+        assert_eq!(
+            replay.is_some(),
+            !header.log.is_nil(),
+            "{what}: a log is named and has an entry, or neither"
+        );
         let read_only =
             layers(Vhdx::open(left.clone(), Access::ReadOnly).unwrap_or_else(|e| panic!("{what}: {e}")));
         let seen = content(&read_only);
@@ -337,6 +351,54 @@ fn a_crash_after_any_operation_on_a_child_loses_only_what_was_not_flushed() {
 }
 
 #[test]
+fn a_crash_while_recovering_from_a_crash_recovers_the_same() {
+    let file = Arc::new(CrashFile::new(create(&options()).to_vec()));
+    let disk = Vhdx::open(file.clone(), Access::ReadWrite(guids)).unwrap();
+    disk.write_at(&pattern(0, 2 * MIB, 3), MIB).unwrap();
+    disk.flush().unwrap();
+    disk.write_at(&pattern(0, MIB, 5), 5 * MIB).unwrap();
+    disk.flush().unwrap();
+    // The pages of the last commit are in the log only.
+    let left = file.crash();
+    let chain = |file: Arc<dyn RandomAccess>| Chain::of(vec![Vhdx::open(file, Access::ReadOnly).unwrap()]);
+    let want = content(&chain(Arc::new(MemDisk::new(left.to_vec()))));
+    assert!(want[5 * MIB as usize] != 0);
+    let mut recovered = false;
+    for cut in 0.. {
+        let file = Arc::new(CrashFile::new(left.to_vec()));
+        file.cut_after(cut);
+        recovered = Vhdx::open(file.clone(), Access::ReadWrite(guids)).is_ok();
+        for loss in [Loss::All, Loss::Nothing].into_iter().chain((0..16).map(|i| Loss::Some(cut * 31 + i))) {
+            assert!(content(&chain(Arc::new(file.crash_with(loss)))) == want, "cut after {cut}, {loss:?}");
+        }
+        if recovered {
+            assert!(cut >= 4, "pages, flush, header, flush");
+            break;
+        }
+    }
+    assert!(recovered);
+}
+
+#[test]
+fn what_a_leaf_trimmed_is_not_allocated_although_a_parent_has_it() {
+    let base = create(&options());
+    Vhdx::open(base.clone(), Access::ReadWrite(guids))
+        .unwrap()
+        .write_at(&vec![7; 4 * MIB as usize], 0)
+        .unwrap();
+    let leaf = create(&child_of(&Vhdx::open(base.clone(), Access::ReadOnly).unwrap()));
+    let disk = open(&[leaf, base], Access::ReadWrite(guids));
+    disk.zero(MIB, MIB).unwrap();
+    disk.write_at(&[1; 512], 6 * MIB).unwrap();
+    let want: Extents =
+        [Extent::new(0, MIB), Extent::new(2 * MIB, 2 * MIB), Extent::new(6 * MIB, 512)].into_iter().collect();
+    assert_eq!(disk.allocated().unwrap(), want);
+    let leaf = &disk.layers()[0];
+    assert_eq!(leaf.allocated().unwrap(), Extents::one(6 * MIB, 512));
+    assert_eq!(leaf.present().unwrap(), Extents::one(MIB, MIB).union(&Extents::one(6 * MIB, 512)));
+}
+
+#[test]
 fn space_given_back_is_used_again() {
     let file = create(&options());
     let disk = Vhdx::open(file.clone(), Access::ReadWrite(guids)).unwrap();
@@ -349,6 +411,21 @@ fn space_given_back_is_used_again() {
     // 4 MiB of structures, and the one block in use at a time has at most one successor.
     assert!(file.len().unwrap() <= 6 * MIB, "{}", file.len().unwrap());
     assert_eq!(disk.allocated().unwrap(), Extents::new());
+}
+
+#[test]
+fn bits_of_an_earlier_life_of_a_block_do_not_come_back() {
+    let base = create(&options());
+    Vhdx::open(base.clone(), Access::ReadWrite(guids)).unwrap().write_at(&vec![7; SIZE as usize], 0).unwrap();
+    let leaf = create(&child_of(&Vhdx::open(base.clone(), Access::ReadOnly).unwrap()));
+    open(&[leaf.clone(), base.clone()], Access::ReadWrite(guids)).write_at(&[8; 1024], MIB).unwrap();
+    // Another writer gives the block back to the parent and leaves its bits; the BAT is at 3 MiB.
+    leaf.write_at(&[0; 8], 3 * MIB + 8).unwrap();
+    let disk = open(&[leaf, base], Access::ReadWrite(guids));
+    disk.write_at(&[9; 512], MIB + 4096).unwrap();
+    let mut want = vec![7; SIZE as usize];
+    want[(MIB + 4096) as usize..(MIB + 4608) as usize].fill(9);
+    assert!(content(&disk) == want);
 }
 
 #[test]

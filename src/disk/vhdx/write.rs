@@ -218,6 +218,8 @@ impl Vhdx {
         let at = if w.sequence.is_multiple_of(2) { half } else { 0 };
         let file_len = self.file.len().map_err(|e| VhdxError::io(e, "length", 0))?;
         let entry = log::encode_entry(w.log, w.sequence, at, file_len, &pages);
+        // `change` commits before more pages gather than half of the log takes.
+        debug_assert!(entry.len() as u64 <= u64::from(half), "entry of {} bytes", entry.len());
         let place = state.header.log_offset + u64::from(at);
         self.file.write_at(&entry, place).map_err(|e| VhdxError::io(e, "log", place))?;
         self.file.flush().map_err(|e| VhdxError::io(e, "log", place))?;
