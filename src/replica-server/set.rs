@@ -92,7 +92,7 @@ pub(crate) async fn whole(ctx: &Context, point: &Point) -> Result<bool, Halt> {
 }
 
 /// Makes the state after `cycle`, which is whole in the replica, a snapshot set.
-pub(crate) async fn take(ctx: &Context, leases: &Leases, cycle: &Cycle) -> Result<SetName, Halt> {
+pub(crate) async fn take(ctx: &Context, leases: &Leases, cycle: &Cycle) -> Result<(), Halt> {
     let metadata = metadata(cycle.id());
     // Not tried again by itself: a snapshot whose answer was lost stays behind until it is old.
     let snapshots: BTreeMap<_, _> = stream::iter(cycle.disks.iter().map(|d| d.disk_id).collect::<Vec<_>>())
@@ -126,7 +126,7 @@ pub(crate) async fn take(ctx: &Context, leases: &Leases, cycle: &Cycle) -> Resul
     write(ctx, &point).await?;
     ctx.crash.at(CrashPoint::PointWritten);
     tracing::info!(vm.id = %ctx.vm, point = point.name, disks = point.snapshots.len(), "made a recovery point");
-    Ok(SetName { name: point.name, id, time: point.time, taken: ctx.now() })
+    Ok(())
 }
 
 /// Create-only; a record that is there already is taken over if its snapshots are, and replaced if not.

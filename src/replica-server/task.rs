@@ -60,6 +60,8 @@ pub struct VmTask {
     sets: Option<Vec<SetName>>,
     /// Cycles before this one are to be removed.
     garbage: Option<CycleId>,
+    /// What the worker before left was looked for.
+    tidied: bool,
     /// A refusal for its format is looked at again once by each process: it may be newer by now.
     format_seen: bool,
 }
@@ -75,6 +77,7 @@ impl VmTask {
             chain: None,
             sets: None,
             garbage: None,
+            tidied: false,
             format_seen: false,
         }
     }
@@ -149,19 +152,20 @@ impl VmTask {
             return Ok(Next::Now);
         }
         if self.must_not_look() {
+            self.collect(policy).await?;
             return Ok(self.later(poll));
         }
         let now = self.ctx.now();
         let look = look(&self.cursor()?.now, &ledger, policy.interval, &self.ctx.timing, now);
         if now < look.at {
-            self.collect().await?;
+            self.collect(policy).await?;
             // The ledger is looked at meanwhile: it may follow another writer any time.
             let Next::At(soon) = self.later(self.ctx.timing.commit_poll_max) else { return Ok(Next::Now) };
             return Ok(Next::At(look.at.min(soon)));
         }
         let found = self.ctx.store.commit(look.name).await?;
         let Some((commit, hash)) = found else {
-            self.collect().await?;
+            self.collect(policy).await?;
             return Ok(self.later(look.again));
         };
         // What was found is judged by the ledger and the cursor of now.
@@ -423,8 +427,9 @@ impl VmTask {
             return Ok(());
         }
         let Some(applied) = self.chain().await?.applied.clone() else { return Ok(()) };
-        let set = set::take(&self.ctx, leases, &applied).await?;
-        self.sets().await?.push(set);
+        set::take(&self.ctx, leases, &applied).await?;
+        // Listed again: how old a set is, storage says.
+        self.sets = Some(set::list(&self.ctx).await?);
         if self.cursor()?.now.newest_point.is_none() {
             self.name_newest_point().await?;
         }
@@ -445,8 +450,15 @@ impl VmTask {
         Ok(())
     }
 
-    /// Removes old cycles, a round at a time, while there is nothing better to do.
-    async fn collect(&mut self) -> Result<(), Halt> {
+    /// Removes what is old, a round at a time, while there is nothing better to do. The first time it looks
+    /// for what the worker before left when it was killed.
+    async fn collect(&mut self, policy: &Policy) -> Result<(), Halt> {
+        if !self.tidied {
+            if let Some(applied) = self.cursor()?.now.applied {
+                self.let_go(applied.id, policy).await?;
+            }
+            self.tidied = true;
+        }
         let Some(line) = self.garbage else { return Ok(()) };
         if !prune::cycles(&self.ctx, line).await? {
             self.garbage = None;

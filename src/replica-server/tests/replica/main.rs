@@ -10,5 +10,6 @@
     reason = "tests"
 )]
 
+mod crash;
 mod source;
 mod steady;
