@@ -166,6 +166,7 @@ fn the_manifest_finds_what_byte_sums_cannot() {
     assert!(matches!(manifest.check(&MemDisk::new(swapped)), Err(HrlError::Manifest { what: "blake3" })));
 }
 
+// R5.3, R7.2
 #[test]
 fn a_crash_at_any_operation_leaves_an_unsealed_log_or_a_whole_one() {
     let changes: Vec<_> = (0..130).map(|i| (i * 8192, bytes(i, 600))).collect();

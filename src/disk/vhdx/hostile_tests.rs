@@ -45,6 +45,7 @@ fn open(path: &Path) -> Vhdx {
     Vhdx::open(Arc::new(FileDisk::open_read(path).unwrap()), Access::ReadOnly).unwrap()
 }
 
+// R9.1: a broken chain is told apart from damage and from I/O.
 #[test]
 fn a_parent_that_is_gone_is_a_broken_chain_and_says_where_it_was_looked_for() {
     let (_dir, base, leaf) = chain();
