@@ -153,7 +153,7 @@ impl PointReader {
 }
 
 fn zeros(hasher: &mut blake3::Hasher, mut len: u64) {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     while len > 0 {
         let now = len.min(ZEROS.len() as u64);
         hasher.update(ZEROS.get(..usize::try_from(now).unwrap_or(0)).unwrap_or_default());

@@ -521,10 +521,9 @@ impl VmTask {
         ctx.crash.at(CrashPoint::Verified);
         let (ranges, stored) = (cycle.pending.ranges, cycle.pending.stored);
         tracing::info!(vm.id = %ctx.vm, cycle = %id, kind = ?commit.kind, ranges, stored, "verified");
-        match &mut self.chain {
-            // If something else was written too, the chain does not fit any more and is read again.
-            Some(chain) => chain.push(cycle),
-            None => {}
+        // If somebody wrote something else too, the chain does not fit any more and is read again.
+        if let Some(chain) = &mut self.chain {
+            chain.push(cycle);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use farshore_core::format::cursor::Cursor;
 use farshore_replica_server::{Crash, CrashPoint, Next, Policy, VmTask};
+use futures::StreamExt as _;
 
 use crate::source::{Lab, Source, every_cycle, policy, settle};
 
@@ -23,7 +24,7 @@ async fn phase(vm: &mut Source, number: usize) {
     match number {
         0 => vm.protect().await,
         1 => {
-            for seed in 20..26 {
+            for seed in 20..22 {
                 vm.scribble(seed);
                 vm.delta().await;
             }
@@ -74,7 +75,11 @@ async fn live(vm: &mut Source, crash: &Crash) -> u32 {
                 Ok(()) => break,
                 Err(killed) => {
                     let killed = killed.into_panic();
-                    assert!(killed.is::<CrashPoint>(), "the worker failed: {:?}", killed.downcast_ref::<String>());
+                    assert!(
+                        killed.is::<CrashPoint>(),
+                        "the worker failed: {:?}",
+                        killed.downcast_ref::<String>()
+                    );
                     kills += 1;
                     vm.break_leases().await;
                 }
@@ -145,19 +150,26 @@ async fn killed_at_every_point_it_ends_in_the_same_bytes_and_points() {
     assert_eq!(want.cycles_left, [205, 206]);
 
     let reached = reached.lock().unwrap().clone();
-    for &point in CrashPoint::ALL {
+    let lives = CrashPoint::ALL.iter().flat_map(|&point| {
         let hits = reached.get(point.name()).copied().unwrap_or(0);
         assert!(hits > 0, "the life does not reach {point}");
         let mut times = vec![1, hits.div_ceil(2), hits];
         times.dedup();
-        for nth in times {
+        times.into_iter().map(move |nth| (point, nth, hits))
+    });
+    let (lab, want) = (&lab, &want);
+    futures::stream::iter(lives)
+        .for_each_concurrent(6, async |(point, nth, hits)| {
             let mut vm = lab.vm(&[MIB, MIB + 4096]).await;
             let kills = live(&mut vm, &kill_at(point, nth)).await;
             // How many segments of a spoilt cycle are looked at before the bad one is not always the same.
-            assert!(kills == 1 || (kills == 0 && nth == hits), "killed {kills} times at {point}:{nth} of {hits}");
-            assert_eq!(end(&vm).await, want, "after {point}:{nth}");
-        }
-    }
+            assert!(
+                kills == 1 || (kills == 0 && nth == hits),
+                "killed {kills} times at {point}:{nth} of {hits}"
+            );
+            assert_eq!(end(&vm).await, *want, "after {point}:{nth}");
+        })
+        .await;
 }
 
 // A worker that dies again and again still gets there.
@@ -325,5 +337,8 @@ async fn two_workers_on_one_vm_mix_nothing() {
     assert!(watcher.await.unwrap() > 5);
     let want: Vec<u64> = (4..=28).step_by(3).collect();
     assert_eq!(vm.prove_points().await, want);
-    assert_eq!([vm.replica(0).await, vm.replica(1).await], [vm.disks[0].bytes.clone(), vm.disks[1].bytes.clone()]);
+    assert_eq!(
+        [vm.replica(0).await, vm.replica(1).await],
+        [vm.disks[0].bytes.clone(), vm.disks[1].bytes.clone()]
+    );
 }

@@ -11,5 +11,7 @@
 )]
 
 mod crash;
+mod faults;
+mod refused;
 mod source;
 mod steady;

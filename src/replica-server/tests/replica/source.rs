@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use farshore_azure::{BlobService, Condition, Credential, Endpoint, HttpOptions, Metadata, SharedKey, crc64};
-use farshore_core::format::commit::{
-    Commit, CommitDisk, CommitRef, Configuration, Consistency, Kind,
-};
+use farshore_core::format::commit::{Commit, CommitDisk, CommitRef, Configuration, Consistency, Kind};
 use farshore_core::format::cursor::Cursor;
 use farshore_core::format::ledger::Ledger;
 use farshore_core::format::list::{SegmentEntry, SegmentList};
@@ -91,6 +89,8 @@ pub struct Disk {
     copied: Option<u64>,
 }
 
+type Change<T> = Option<Box<dyn FnOnce(&mut T) + Send>>;
+
 pub struct Source {
     pub service: BlobService,
     pub vm: VmId,
@@ -110,8 +110,8 @@ pub struct Source {
     pub now: Arc<AtomicI64>,
     seq: u64,
     /// To make the next commit or its lists wrong.
-    pub change_commit: Option<Box<dyn FnOnce(&mut Commit) + Send>>,
-    pub change_list: Option<Box<dyn FnOnce(&mut SegmentList) + Send>>,
+    pub change_commit: Change<Commit>,
+    pub change_list: Change<SegmentList>,
 }
 
 impl Source {
@@ -203,7 +203,8 @@ impl Source {
 
     pub async fn cycle(&mut self, kind: Kind) -> CommitRef {
         let ranges = self.disks.iter().map(|d| d.changed.clone()).collect();
-        let consistency = if kind == Kind::Application { Consistency::Application } else { Consistency::Crash };
+        let consistency =
+            if kind == Kind::Application { Consistency::Application } else { Consistency::Crash };
         self.commit(kind, consistency, ranges).await
     }
 
@@ -289,8 +290,8 @@ impl Source {
                 cycle: id.cycle.0,
                 index,
             };
-            let open = encoder
-                .get_or_insert_with(|| Encoder::new(segment, Compression::Zstd(1), SEGMENT).unwrap());
+            let open =
+                encoder.get_or_insert_with(|| Encoder::new(segment, Compression::Zstd(1), SEGMENT).unwrap());
             if open.disk_bytes() + piece.len > SEGMENT {
                 entries.push(self.seal(id, disk, index, encoder.take().unwrap()).await);
                 pieces.push(piece);
@@ -399,7 +400,12 @@ impl Source {
     pub async fn break_leases(&self) {
         for disk in &self.disks {
             // There may be no lease, or no blob yet.
-            drop(self.store.replica.break_lease(&names::disk_blob(disk.id), Some(std::time::Duration::ZERO)).await);
+            drop(
+                self.store
+                    .replica
+                    .break_lease(&names::disk_blob(disk.id), Some(std::time::Duration::ZERO))
+                    .await,
+            );
         }
     }
 }

@@ -109,7 +109,8 @@ async fn nothing_is_asked_before_the_next_cycle_is_due() {
     let mut vm = lab.vm(&[MIB]).await;
     let mut task = vm.task();
     vm.protect().await;
-    vm.change_commit = Some(Box::new(|c| c.next_cycle_at = jiff::Timestamp::now() + Duration::from_secs(200)));
+    vm.change_commit =
+        Some(Box::new(|c| c.next_cycle_at = jiff::Timestamp::now() + Duration::from_secs(200)));
     vm.delta().await;
     settle(&mut task, &policy()).await;
     vm.delta().await;
