@@ -281,11 +281,20 @@ impl Container {
             }
             bytes.extend_from_slice(&piece);
         }
-        if promised.is_some_and(|len| len != bytes.len() as u64) {
+        let whole =
+            [promised, range_len(&headers)].into_iter().flatten().all(|len| len == bytes.len() as u64);
+        if !whole {
             return Err(error(BlobErrorKind::Network(crate::NetworkFault::Reset)));
         }
         fetched(bytes.freeze(), &headers).ok_or_else(|| error(BlobErrorKind::Protocol))
     }
+}
+
+/// Length of the part that `content-range` speaks of: `bytes 0-511/1024`.
+fn range_len(headers: &Headers) -> Option<u64> {
+    let (range, _) = wire::text(headers, "content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    last.parse::<u64>().ok()?.checked_sub(first.parse().ok()?)?.checked_add(1)
 }
 
 fn fetched(bytes: Bytes, headers: &Headers) -> Option<Fetched> {

@@ -21,7 +21,7 @@ pub enum Create {
 pub struct Include {
     /// Metadata of each blob.
     pub metadata: bool,
-    /// Snapshots, each before its base blob.
+    /// Snapshots, oldest first, each before its base blob.
     pub snapshots: bool,
 }
 
@@ -158,7 +158,14 @@ impl Container {
         let page = page.into_model().map_err(failed)?;
         let blobs: Option<Vec<Listed>> = page.blob_items.into_iter().map(listed).collect();
         let next = page.next_marker.filter(|marker| !marker.is_empty());
-        Ok(ListedPage { blobs: blobs.ok_or_else(odd)?, next })
+        let mut blobs = blobs.ok_or_else(odd)?;
+        // Services differ in whether the blob or its snapshots come first.
+        for of_one_name in blobs.chunk_by_mut(|a, b| a.name == b.name) {
+            of_one_name.sort_by(|a, b| {
+                (a.snapshot.is_none(), &a.snapshot).cmp(&(b.snapshot.is_none(), &b.snapshot))
+            });
+        }
+        Ok(ListedPage { blobs, next })
     }
 }
 

@@ -174,3 +174,13 @@ async fn an_empty_blob_is_read() {
     let got = container(&server.base, &options()).get("a", 15).await.unwrap().unwrap();
     assert!(got.bytes.is_empty());
 }
+
+#[tokio::test]
+async fn an_answer_shorter_than_its_range_is_a_lost_connection() {
+    let server = Server::answering(
+        "HTTP/1.1 206 Partial Content\r\netag: \"1\"\r\ncontent-range: bytes 0-9/10\r\ncontent-length: 4\r\n\r\n0123",
+    )
+    .await;
+    let error = container(&server.base, &options()).get("a", 15).await.unwrap_err();
+    assert_eq!(error.kind, BlobErrorKind::Network(NetworkFault::Reset));
+}

@@ -162,8 +162,8 @@ async fn an_unchanged_blob_is_told_by_304() {
 #[tokio::test]
 async fn a_page_difference_names_both_snapshots() {
     let body = "<?xml version=\"1.0\"?><PageList><PageRange><Start>512</Start><End>1023</End></PageRange>\
-        <PageRange><Start>0</Start><End>511</End></PageRange>\
-        <ClearRange><Start>4096</Start><End>8191</End></ClearRange></PageList>";
+        <ClearRange><Start>4096</Start><End>8191</End></ClearRange>\
+        <PageRange><Start>0</Start><End>511</End></PageRange><NextMarker/></PageList>";
     let server = Server::answering_each(move |_, _| {
         answer_with("200 OK", &[("content-type", "application/xml")], body)
     })
@@ -225,6 +225,33 @@ async fn nonsense_ranges_and_sizes_never_leave_the_machine() {
     use BlobErrorKind::{Protocol, TooLarge};
     assert_eq!(kinds, [Protocol, Protocol, Protocol, Protocol, TooLarge, TooLarge]);
     assert!(server.requests().is_empty());
+}
+
+#[tokio::test]
+async fn lists_of_ranges_that_make_no_sense_are_refused() {
+    for ranges in [
+        "<PageRange><Start>-1</Start><End>511</End></PageRange>",
+        "<PageRange><Start>512</Start><End>511</End></PageRange>",
+        "<PageRange><Start>512</Start></PageRange>",
+        "<PageRange><Start>0</Start><End>18446744073709551615</End></PageRange>",
+        "<PageRange>",
+    ] {
+        let body = format!("<?xml version=\"1.0\"?><PageList>{ranges}</PageList>");
+        let server = Server::answering_each(move |_, _| answer_with("200 OK", &[], &body)).await;
+        let error = container(&server.base, &options()).page_ranges("d", None).await.unwrap_err();
+        assert_eq!(error.kind, BlobErrorKind::Protocol, "{ranges}");
+    }
+    let server = Server::answering_each(|n, _| {
+        let (start, next) = if n == 0 { (0, "512!") } else { (512, "") };
+        let range = format!("<PageRange><Start>{start}</Start><End>{}</End></PageRange>", start + 511);
+        answer_with("200 OK", &[], &format!("<PageList>{range}<NextMarker>{next}</NextMarker></PageList>"))
+    })
+    .await;
+    let two_parts = container(&server.base, &options()).page_ranges("d", None).await.unwrap();
+    assert_eq!(two_parts, vec![0..1024; 1]);
+    assert!(server.requests()[1].line().contains("marker=512%21"), "{}", server.requests()[1].line());
+    let server = Server::answering_each(|_, _| answer_with("200 OK", &[], "<PageList/>")).await;
+    assert_eq!(container(&server.base, &options()).page_ranges("d", None).await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -100,34 +100,23 @@ pub(super) fn find_snapshot<'a>(state: &'a State, id: &str) -> Option<&'a Snapsh
 /// The conditional headers against what is there.
 pub(super) fn conditions(call: &Call, tag: Option<u64>, reading: bool) -> Result<(), Refusal> {
     let same = |text: &str, tag: u64| text == "*" || text.trim_matches('"') == etag(tag).trim_matches('"');
-    if let Some(text) = call.header("if-match") {
-        if !tag.is_some_and(|tag| same(text, tag)) {
-            return Err(refusal::condition_not_met());
-        }
+    if call.header("if-match").is_some_and(|text| !tag.is_some_and(|tag| same(text, tag))) {
+        return Err(refusal::condition_not_met());
     }
-    let unchanged = || match reading {
-        true => Refusal::new(304, "ConditionNotMet", ""),
-        false => refusal::condition_not_met(),
-    };
-    if let (Some(text), Some(tag)) = (call.header("if-none-match"), tag) {
-        if same(text, tag) {
-            return Err(unchanged());
-        }
-    }
+    let Some(tag) = tag else { return Ok(()) };
     let date = |name| {
         let text = call.header(name)?;
-        jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
+        let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+        Some(date.as_second())
     };
-    let modified = tag.map(|tag| time_of(tag).as_second());
-    if let (Some(since), Some(modified)) = (date("if-modified-since"), modified) {
-        if modified <= since.as_second() {
-            return Err(unchanged());
-        }
+    let modified = time_of(tag).as_second();
+    let known = call.header("if-none-match").is_some_and(|text| same(text, tag))
+        || date("if-modified-since").is_some_and(|since| modified <= since);
+    if known && reading {
+        return Err(Refusal::new(304, "ConditionNotMet", ""));
     }
-    if let (Some(since), Some(modified)) = (date("if-unmodified-since"), modified) {
-        if modified > since.as_second() {
-            return Err(refusal::condition_not_met());
-        }
+    if known || date("if-unmodified-since").is_some_and(|since| modified > since) {
+        return Err(refusal::condition_not_met());
     }
     Ok(())
 }
