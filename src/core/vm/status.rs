@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::observed::{Finding, PointSeen, ReplicationState, Tracking};
 use super::transition::Place;
-use crate::fault::Health;
+use crate::fault::{Class, Fault, Health};
 use crate::format::ledger::LedgerState;
 use crate::ids::{DiskId, Epoch, VmId};
 
@@ -255,6 +255,28 @@ impl Status {
         self.condition(kind).is_some_and(|c| c.is == Is::True)
     }
 
+    /// The same after an action failed: what it says was not all carried out.
+    #[must_use]
+    pub fn with_failure(mut self, failed: &Fault) -> Self {
+        let entry = failed.entry();
+        let message = format!("{}: {}. {}", failed.code, failed.message, entry.remedy);
+        let mut set = |kind: Kind, is: bool, why: &str| {
+            self.conditions.retain(|c| c.kind != kind);
+            self.conditions.push(Condition::new(kind, is, why, message.clone()));
+        };
+        let code = failed.code.to_string();
+        if entry.class == Class::Unrecoverable {
+            set(Kind::Stalled, true, &code);
+            set(Kind::Ready, false, &code);
+            set(Kind::Reconciling, false, reason::IDLE);
+        } else {
+            set(Kind::Reconciling, true, reason::RETRYING);
+        }
+        self.health = self.health.max(Some(entry.health));
+        self.last_error = Some(Finding::from(failed.clone()));
+        self
+    }
+
     /// What makes two statuses say the same to a program or to a person who does not read numbers. Messages of
     /// conditions hold figures, so only their type, status and reason count; so does any message beside Stalled=True,
     /// which tells a person what to do.
@@ -388,6 +410,18 @@ mod tests {
         ] {
             assert_eq!(due(&status(), &next, last, refresh, at(40)), want, "{name}");
         }
+    }
+
+    // R9.1, R9.2
+    #[test]
+    fn a_failed_action_shows_as_retried_or_stalled() {
+        use crate::fault::Code;
+        let passing = status().with_failure(&Fault::new(Code::NetworkError, "x"));
+        assert!(passing.is(Kind::Reconciling) && passing.is(Kind::Ready) && !passing.is(Kind::Stalled));
+        assert_eq!(passing.health, Some(Health::Warning));
+        let lasting = status().with_failure(&Fault::new(Code::NotAuthorized, "x"));
+        assert!(lasting.is(Kind::Stalled) && !lasting.is(Kind::Ready));
+        assert_eq!(lasting.last_error.map(|e| e.code), Some(Code::NotAuthorized));
     }
 
     #[test]
