@@ -242,7 +242,7 @@ fn conditions(s: &Stand<'_>, status: &Status, findings: &[Finding], points: &Poi
 fn stalled(s: &Stand<'_>, stopping: &[&Finding]) -> Condition {
     match stopping.first() {
         None => Condition::new(Kind::Stalled, false, reason::NOT_STALLED, ""),
-        Some(_) if s.prerequisites => {
+        Some(first) if s.prerequisites && stopping.iter().any(|f| f.code != first.code) => {
             Condition::new(Kind::Stalled, true, reason::PREREQUISITES_NOT_MET, sentences(stopping))
         }
         Some(first) => Condition::new(Kind::Stalled, true, first.code.to_string(), sentences(stopping)),
