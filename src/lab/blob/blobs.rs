@@ -182,8 +182,12 @@ pub(super) async fn put(call: &mut Call) -> Result<Reply, Failure> {
     // Nobody else's file has this number, so it may be written before the decision.
     let number = Blob::next_number(blob.state().as_ref(), tag);
     let path = blob.block_path(number);
-    std::fs::create_dir_all(&blob.folder)?;
-    let file = Arc::new(File::create_new(&path)?);
+    let file = {
+        // A deletion would take the folder away in between.
+        let _gate = blob.gate.read().await;
+        std::fs::create_dir_all(&blob.folder)?;
+        Arc::new(File::create_new(&path)?)
+    };
     let len = match call.body.store(MAX_PUT_BLOB, &call.headers, &file).await {
         Ok(len) => len,
         Err(failure) => {

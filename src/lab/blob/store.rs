@@ -350,19 +350,25 @@ impl Blob {
             }
         }
         let contents = old.snapshots.iter().map(|s| &s.content).chain([&old.content]);
-        for content in contents.filter(|content| !in_use(content)) {
-            match content {
-                Content::Block { number } => drop(fs::remove_file(self.block_path(*number))),
-                Content::Page { pages, .. } => pages.unlink(),
-            }
-        }
+        contents.filter(|content| !in_use(content)).for_each(|content| self.remove(content));
     }
 
-    /// Deletes it with its snapshots.
+    /// Deletes it with its snapshots. A file that somebody is about to commit under this name stays.
     pub(super) fn delete(&self) -> io::Result<()> {
         fs::remove_file(self.folder.join("meta.json"))?;
-        *self.state() = None;
-        fs::remove_dir_all(&self.folder)
+        let Some(old) = self.state().take() else { return Ok(()) };
+        for content in old.snapshots.iter().map(|s| &s.content).chain([&old.content]) {
+            self.remove(content);
+        }
+        let _ = fs::remove_dir(&self.folder);
+        Ok(())
+    }
+
+    fn remove(&self, content: &Content) {
+        match content {
+            Content::Block { number } => drop(fs::remove_file(self.block_path(*number))),
+            Content::Page { pages, .. } => pages.unlink(),
+        }
     }
 }
 

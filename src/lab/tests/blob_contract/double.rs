@@ -182,6 +182,32 @@ async fn broken_downloads_are_never_taken_for_whole_ones() {
     assert!(get().await.unwrap().unwrap().bytes == bytes);
 }
 
+// Writers and deleters of one name at once: whatever is there in the end is whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_comes_and_goes_never_holds_half_a_blob() {
+    let own = own_with(Duration::from_secs(30), |_| {}).await;
+    let bytes = random(100_000);
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..6 {
+        let (container, bytes) = (own.container.clone(), bytes.clone());
+        tasks.spawn(async move {
+            for _ in 0..60 {
+                if task % 2 == 0 {
+                    container.put_if("x", bytes.clone(), &Condition::None).await.unwrap();
+                } else {
+                    container.delete("x", None).await.unwrap();
+                }
+                if let Some(got) = container.get("x", 1 << 20).await.unwrap() {
+                    assert!(got.bytes == bytes);
+                }
+            }
+        });
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn stalled_uploads_end() {
     let own = own(|_| {}).await;

@@ -12,6 +12,7 @@
 mod access;
 mod blocks;
 mod containers;
+mod delegation;
 mod double;
 mod killed;
 mod leases;
