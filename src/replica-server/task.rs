@@ -41,6 +41,9 @@ const VERIFYING: usize = 8;
 /// Cycles up to this size are kept in memory between verifying and applying.
 const KEEP: u64 = 8 << 20;
 
+/// How often a cycle is read again before it is refused.
+const LOOKS: u32 = 2;
+
 /// What a step says about the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -62,6 +65,8 @@ pub struct VmTask {
     garbage: Option<CycleId>,
     /// What the worker before left was looked for.
     tidied: bool,
+    /// A cycle that something is wrong with, and how often it was.
+    suspected: Option<(CycleId, u32)>,
     /// A refusal for its format is looked at again once by each process: it may be newer by now.
     format_seen: bool,
 }
@@ -78,6 +83,7 @@ impl VmTask {
             sets: None,
             garbage: None,
             tidied: false,
+            suspected: None,
             format_seen: false,
         }
     }
@@ -104,8 +110,27 @@ impl VmTask {
                 Ok(self.later((self.ctx.timing.blob_lease / 10).max(soon)))
             }
             Err(Halt::Stopped) => Ok(self.later(soon)),
-            Err(Halt::Refused { cycle, code, message }) => self.refuse(cycle, code, message).await,
+            Err(Halt::Refused { cycle, code, message }) => {
+                if self.suspect(cycle) {
+                    tracing::warn!(vm.id = %self.ctx.vm, cycle = %cycle, error.code = %code, message, "read again");
+                    tokio::time::sleep(soon).await;
+                    return Ok(Next::Now);
+                }
+                self.refuse(cycle, code, message).await
+            }
         }
+    }
+
+    /// True the first times that something is wrong with a cycle. To refuse it is for good and costs a
+    /// resynchronization; what is wrong on the way from storage only is right when it is read again.
+    fn suspect(&mut self, cycle: CycleId) -> bool {
+        let known = self.cursor.as_ref().and_then(|c| c.now.refused.as_ref()).is_some_and(|r| r.id == cycle);
+        let times = match self.suspected {
+            Some((id, times)) if id == cycle => times,
+            _ => 0,
+        };
+        self.suspected = Some((cycle, times.saturating_add(1)));
+        !known && times < LOOKS && !self.ctx.stop.is_cancelled()
     }
 
     /// Applies everything that is verified, boundary or not; for a failover that wants the latest.

@@ -192,32 +192,59 @@ async fn killed_again_and_again_it_gets_there() {
     assert_eq!(end(&vm).await.points, [5]);
 }
 
-/// Stops a worker at `point`, as a machine that is paused there would; it goes on when told to.
-struct Pause {
-    crash: Crash,
-    paused: tokio::sync::mpsc::UnboundedReceiver<()>,
+/// A worker on a thread, with a runtime and connections of its own, that stands still at a point as a machine
+/// that is paused there would, until it is told to go on.
+struct Paused {
+    at: tokio::sync::mpsc::UnboundedReceiver<()>,
     go_on: mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
 }
 
-fn pause_at(point: CrashPoint) -> Pause {
-    let (tell, paused) = tokio::sync::mpsc::unbounded_channel();
-    let (go_on, wait) = mpsc::channel();
-    let (wait, once) = (Mutex::new(wait), AtomicU32::new(1));
-    let crash = Crash::hook(move |reached| {
-        if reached == point && once.fetch_sub(1, Ordering::SeqCst) == 1 {
-            tell.send(()).unwrap();
-            wait.lock().unwrap().recv().unwrap();
-        }
-        if once.load(Ordering::SeqCst) > 1 {
-            once.store(0, Ordering::SeqCst);
-        }
-    });
-    Pause { crash, paused, go_on }
+impl Paused {
+    /// Starts it and waits until it stands at `point`, reached the `nth` time.
+    async fn start(lab: &Lab, vm: &Source, name: &str, point: CrashPoint, nth: u32) -> Self {
+        let (tell, at) = tokio::sync::mpsc::unbounded_channel();
+        let (go_on, wait) = mpsc::channel();
+        let (wait, left) = (Mutex::new(wait), AtomicU32::new(nth));
+        let crash = Crash::hook(move |reached| {
+            if reached == point && left.fetch_sub(1, Ordering::SeqCst) == 1 {
+                tell.send(()).unwrap();
+                wait.lock().unwrap().recv().unwrap();
+            }
+        });
+        let mut ctx = vm.context(name, crash);
+        ctx.store = farshore_replica_server::Store::new(&lab.connect(), vm.vm);
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(settle_through(&mut VmTask::new(ctx)));
+        });
+        let mut this = Self { at, go_on, thread };
+        this.at.recv().await.expect("it comes to this point");
+        this
+    }
+
+    async fn finish(self) {
+        self.go_on.send(()).unwrap();
+        tokio::task::spawn_blocking(move || self.thread.join().unwrap()).await.unwrap();
+    }
+}
+
+/// A VM with its first point and three more verified cycles, the last of them on a boundary.
+async fn with_three_cycles(lab: &Lab) -> Source {
+    let mut vm = lab.vm(&[MIB, MIB]).await;
+    vm.protect().await;
+    settle(&mut vm.task(), &policy()).await;
+    for seed in 60..63 {
+        vm.scribble(seed);
+        vm.delta().await;
+    }
+    vm
 }
 
 // Two workers believe that the VM is theirs; one stands still while the other goes on. No byte of the late one
 // lands, and nothing that it writes then is believed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_was_away_at_any_point_changes_nothing_when_it_returns() {
     let lab = Lab::start().await;
     for point in [
@@ -232,17 +259,8 @@ async fn a_worker_that_was_away_at_any_point_changes_nothing_when_it_returns() {
         CrashPoint::SnapshotTaken,
         CrashPoint::PointWritten,
     ] {
-        let mut vm = lab.vm(&[MIB, MIB]).await;
-        vm.protect().await;
-        settle(&mut vm.task(), &policy()).await;
-        for seed in 60..63 {
-            vm.scribble(seed);
-            vm.delta().await;
-        }
-        let Pause { crash, mut paused, go_on } = pause_at(point);
-        let mut late = VmTask::new(vm.context("worker-late", crash));
-        let late = tokio::spawn(async move { settle_through(&mut late).await });
-        paused.recv().await.expect("it comes to this point");
+        let mut vm = with_three_cycles(&lab).await;
+        let late = Paused::start(&lab, &vm, "worker-late", point, 1).await;
         vm.break_leases().await;
         // The other one goes on, further than the late one wanted to.
         let mut other = VmTask::new(vm.context("worker-other", Crash::never()));
@@ -254,14 +272,47 @@ async fn a_worker_that_was_away_at_any_point_changes_nothing_when_it_returns() {
         settle_through(&mut other).await;
         let before = vm.cursor().await;
         let bytes = [vm.replica(0).await, vm.replica(1).await];
-        go_on.send(()).unwrap();
-        late.await.unwrap();
+        late.finish().await;
         let after = vm.cursor().await;
         assert_eq!((after.verified, after.applied), (before.verified, before.applied), "{point}");
         assert_eq!(after.extra, before.extra, "{point}");
         assert_eq!([vm.replica(0).await, vm.replica(1).await], bytes, "{point}");
         assert_eq!(vm.prove_points().await, [4, 7, 10, 13], "{point}");
     }
+}
+
+// A worker that lost its leases after its last write may not say that the cycle is applied: another one is
+// writing by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_holds_the_claim_says_that_a_cycle_is_applied() {
+    let lab = Lab::start().await;
+    let vm = with_three_cycles(&lab).await;
+    let late = Paused::start(&lab, &vm, "worker-late", CrashPoint::MetadataSet, 2).await;
+    vm.break_leases().await;
+    let other = Paused::start(&lab, &vm, "worker-other", CrashPoint::Claimed, 1).await;
+    let claimed = vm.cursor().await;
+    assert_eq!((claimed.worker.as_str(), claimed.applied.unwrap().id.cycle.0), ("worker-other", 4));
+    late.finish().await;
+    let after = vm.cursor().await;
+    assert_eq!((after.applied, &after.extra), (claimed.applied, &claimed.extra));
+    other.finish().await;
+    assert_eq!(vm.cursor().await.applied, vm.previous);
+    assert_eq!(vm.prove_points().await, [4, 7]);
+}
+
+// The policy is changed while a merge is half done: the bytes of its later cycles are in the replica already, so
+// no set of an earlier one may be made.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_merge_is_ended_whatever_the_policy_says_now() {
+    let lab = Lab::start().await;
+    let vm = with_three_cycles(&lab).await;
+    let mut killed = VmTask::new(vm.context("worker-1", kill_at(CrashPoint::DiskWritten, 1)));
+    let killed = tokio::spawn(async move { settle(&mut killed, &policy()).await }).await;
+    assert!(killed.unwrap_err().is_panic());
+    vm.break_leases().await;
+    settle(&mut vm.task(), &every_cycle()).await;
+    assert_eq!(vm.cursor().await.applied, vm.previous);
+    assert_eq!(vm.prove_points().await, [4, 7]);
 }
 
 /// As [`settle`], but another worker may be in the way for a while.

@@ -277,6 +277,32 @@ async fn what_a_refused_base_cycle_left_behind_is_cleared() {
     assert_eq!(vm.prove_points().await, [2]);
 }
 
+// The replica holds half of a Base cycle that was refused: nothing in it is a state that the disk ever had.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_set_is_made_of_a_replica_that_a_refused_cycle_spoilt() {
+    let lab = Lab::start().await;
+    let mut vm = lab.vm(&[2 * MIB]).await;
+    let mut task = vm.task();
+    vm.protect().await;
+    settle(&mut task, &policy()).await;
+    vm.scribble(5);
+    vm.delta().await;
+    settle(&mut task, &policy()).await;
+    task.flush(&policy()).await.unwrap();
+    assert_eq!(vm.cursor().await.applied.unwrap().id.cycle, Cycle(5), "applied, and no set yet");
+    vm.fill(0, 0, 2 * MIB, 6);
+    vm.base(None).await;
+    let prefix = names::cycle_prefix(vm.previous.unwrap().id);
+    let last =
+        vm.uploaded(&prefix).await.into_iter().rfind(|n| !n.contains("list") && !n.ends_with("commit"));
+    vm.store.up.put_if(&last.unwrap(), Bytes::from_static(b"junk"), &Condition::None).await.unwrap();
+    settle(&mut task, &policy()).await;
+    assert_eq!(vm.cursor().await.refused.unwrap().id.cycle, Cycle(6));
+    assert_ne!(vm.replica(0).await, vm.held.values().rev().nth(1).unwrap()[0], "it is spoilt");
+    settle(&mut vm.task(), &every_cycle()).await;
+    assert_eq!(vm.prove_points().await, [4]);
+}
+
 // Commits of the stream before that arrive late are never applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_commit_of_the_stream_before_changes_nothing() {

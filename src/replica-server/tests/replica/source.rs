@@ -38,10 +38,13 @@ impl Lab {
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let double = Double::start(Args::in_folder(folder.path())).await.unwrap();
-        let endpoint = Endpoint::parse(double.endpoint()).unwrap();
-        let credential = Credential::SharedKey(SharedKey::emulator());
-        let service = BlobService::new(endpoint, credential, &HttpOptions::default()).unwrap();
+        let service = connect(&double);
         Self { double, service, _folder: folder }
+    }
+
+    /// A connection pool of its own, for a runtime of its own.
+    pub fn connect(&self) -> BlobService {
+        connect(&self.double)
     }
 
     /// A VM with its containers and a ledger at Enabling.
@@ -78,6 +81,11 @@ impl Lab {
         source.write_ledger(1, 1, |_| ()).await;
         source
     }
+}
+
+fn connect(double: &Double) -> BlobService {
+    let endpoint = Endpoint::parse(double.endpoint()).unwrap();
+    BlobService::new(endpoint, Credential::SharedKey(SharedKey::emulator()), &HttpOptions::default()).unwrap()
 }
 
 /// A disk and what changed on it since the last cycle.
