@@ -95,6 +95,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .json()
+        .with_span_list(false)
         .flatten_event(true)
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

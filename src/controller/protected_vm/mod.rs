@@ -33,7 +33,7 @@ pub async fn reconcile(object: Arc<Guarded<ProtectedVM>>, ctx: Arc<Context>) -> 
             return Action::await_change();
         }
     };
-    let span = info_span!("protected_vm", name = publish::full_name(vm));
+    let span = info_span!("protected_vm", vm = publish::full_name(vm));
     let uid = vm.uid().unwrap_or_default();
     let mut memory = ctx.memories.take(&uid);
     let action = look(vm, &ctx, &mut memory).instrument(span).await;

@@ -48,7 +48,7 @@ pub(super) fn plan(o: &Observed, resolved: &Resolved<'_>, timing: &Timing, now: 
         Storage::NotLookedAt | Storage::Seen(_) => vec![],
     };
     let (vm_id, report) = (resolved.vm_id, resolved.report);
-    let stand_now = Stand { o, vm_id, report, ledger, findings, prerequisites: false };
+    let stand_now = Stand { o, vm_id, report, ledger, findings, prerequisites: false, young: false };
     let mut status = stand(&stand_now, timing, now);
     let (actions, waits) = match way {
         Way::Go(actions) => {

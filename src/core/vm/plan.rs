@@ -160,7 +160,15 @@ pub fn plan(o: &Observed, timing: &Timing, now: Timestamp) -> Plan {
             }
         }
     }
-    let stand_now = Stand { o, vm_id, report, ledger, findings, prerequisites: waiting_for_prerequisites };
+    let stand_now = Stand {
+        o,
+        vm_id,
+        report,
+        ledger,
+        findings,
+        prerequisites: waiting_for_prerequisites,
+        young: young(o, timing, now),
+    };
     let status = stand(&stand_now, timing, now);
     let jobs = jobs::enabling(&stand_now, &status);
     Plan { actions, status, jobs, next_check }
@@ -171,6 +179,11 @@ fn put_first(findings: &mut Vec<Finding>, finding: Finding) {
     if !findings.iter().any(|f| f.code == Code::DuplicateProtection) {
         findings.insert(0, finding);
     }
+}
+
+/// Hosts report their VMs once per refresh: a VM that was made just before its manifest is not missed at once.
+fn young(o: &Observed, timing: &Timing, now: Timestamp) -> bool {
+    !o.me.began() && now < after(o.me.created_at, timing.inventory_refresh.saturating_mul(2))
 }
 
 pub(super) fn after(now: Timestamp, wait: Duration) -> Timestamp {

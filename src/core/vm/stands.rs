@@ -27,9 +27,21 @@ pub(super) struct Stand<'a> {
     pub findings: Vec<Finding>,
     /// Nothing but prerequisites stand in the way.
     pub prerequisites: bool,
+    /// The object is so new that the host may not have reported its VM yet.
+    pub young: bool,
 }
 
 impl Stand<'_> {
+    /// Only a person can put it right, as far as is known now.
+    fn stops(&self, f: &Finding) -> bool {
+        f.code.entry().class == Class::Unrecoverable && !self.waits(f)
+    }
+
+    /// It is likely to pass by itself, and not worth a word yet.
+    fn waits(&self, f: &Finding) -> bool {
+        self.young && f.code == Code::VMNotFound
+    }
+
     pub(super) fn relationship(&self) -> Option<&Relationship> {
         let host = self.report.map(|r| &r.host.name);
         self.o.relationships.iter().find(|r| Some(&r.host) == host).or_else(|| self.o.relationships.first())
@@ -88,7 +100,7 @@ pub(super) fn stand(s: &Stand<'_>, timing: &Timing, now: Timestamp) -> Status {
         initial,
         tracking: agent.and_then(|a| a.tracking),
         disks: disks(s),
-        last_error: findings.first().cloned(),
+        last_error: findings.iter().find(|f| !s.waits(f)).cloned(),
         conditions: vec![],
     };
     if matches!(s.o.storage, Storage::Failed(_) | Storage::NotLookedAt) {
@@ -222,10 +234,7 @@ fn sentences(findings: &[&Finding]) -> String {
 }
 
 fn conditions(s: &Stand<'_>, status: &Status, findings: &[Finding], points: &Points) -> Vec<Condition> {
-    let stopping: Vec<&Finding> =
-        findings.iter().filter(|f| f.code.entry().class == Class::Unrecoverable).collect();
-    let passing: Vec<&Finding> =
-        findings.iter().filter(|f| f.code.entry().class != Class::Unrecoverable).collect();
+    let (stopping, passing): (Vec<&Finding>, Vec<&Finding>) = findings.iter().partition(|f| s.stops(f));
     let protected = protected(status, points);
     let mut list = vec![
         stalled(s, &stopping),
@@ -256,7 +265,7 @@ fn ready(s: &Stand<'_>, stopping: &[&Finding], passing: &[&Finding], protected: 
         return c(false, &stalled.reason, stalled.message);
     }
     let at_rest = s.ledger.is_some_and(|l| l.state == LedgerState::Protected);
-    let critical = passing.iter().find(|f| f.code.entry().health == Health::Critical);
+    let critical = passing.iter().find(|f| f.code.entry().health == Health::Critical && !s.waits(f));
     match critical {
         Some(f) => c(false, &f.code.to_string(), sentence(f)),
         None if !at_rest || protected.is != Is::True => match passing.first() {
@@ -376,7 +385,12 @@ fn resynchronization(s: &Stand<'_>) -> Option<Condition> {
 }
 
 fn health(s: &Stand<'_>, status: &Status, findings: &[Finding]) -> Health {
-    let mut health = findings.iter().map(|f| f.code.entry().health).max().unwrap_or(Health::Normal);
+    let mut health = findings
+        .iter()
+        .filter(|f| !s.waits(f))
+        .map(|f| f.code.entry().health)
+        .max()
+        .unwrap_or(Health::Normal);
     let protected_before = status.state == Some(LedgerState::Protected);
     if protected_before && !status.is(Kind::Protected) {
         health = health.max(Health::Critical);

@@ -112,7 +112,7 @@ fn what_stands_in_the_way_stalls_with_its_code_and_nothing_is_made() {
     for (name, break_it, want) in cases {
         let mut o = fresh();
         break_it(&mut o);
-        let plan = decide(&o, at(10));
+        let plan = decide(&o, at(150));
         assert_eq!(plan.actions, [], "{name}");
         let c = plan.status.condition(Kind::Stalled).unwrap();
         assert_eq!((c.is, c.reason.as_str()), (Is::True, want.to_string().as_str()), "{name}");
@@ -137,6 +137,16 @@ fn prerequisites_are_all_named_in_one_condition() {
             c.message
         );
     }
+}
+
+#[test]
+fn a_vm_that_its_host_has_not_reported_yet_is_waited_for_a_while() {
+    let mut o = fresh();
+    o.reports.clear();
+    let status = decide(&o, at(119)).status;
+    assert!(status.is(Kind::Reconciling) && !status.is(Kind::Stalled));
+    assert_eq!((status.last_error, status.health), (None, Some(crate::fault::Health::Normal)));
+    assert_eq!(decide(&o, at(120)).status.condition(Kind::Stalled).unwrap().reason, "VMNotFound");
 }
 
 #[test]
@@ -392,7 +402,8 @@ fn sas_are_renewed_at_half_life_with_new_keys_and_when_they_are_refused() {
     assert_eq!(issued(&mut o, at(150)), ["IssueSas"]);
     let mut o = protected();
     let code = Code::CredentialExpired;
-    o.relationships[0].report.error = Some(AgentError { code, message: "403".into(), since: at(140), attempts: 1 });
+    o.relationships[0].report.error =
+        Some(AgentError { code, message: "403".into(), since: at(140), attempts: 1 });
     assert_eq!(issued(&mut o, at(150)), ["IssueSas"]);
     settle(&mut o, at(150));
     assert_eq!(issued(&mut o, at(1000)), [""; 0], "refused before the new ones were made: no loop");
