@@ -152,6 +152,24 @@ pub fn set_claim(cursor: &mut Cursor, claim: Option<&Claim>) -> Result<(), serde
     Ok(())
 }
 
+const BACKLOG_LOST: &str = "backlogLost";
+
+/// True if a verified cycle can no longer be applied, because storage lost or changed it: nothing can follow it
+/// in the replica but a full copy of every disk.
+#[must_use]
+pub fn backlog_lost(cursor: &Cursor) -> bool {
+    cursor.extra.contains_key(BACKLOG_LOST)
+}
+
+/// Notes that, or takes the note back.
+pub fn set_backlog_lost(cursor: &mut Cursor, lost: bool) {
+    if lost {
+        cursor.extra.insert(BACKLOG_LOST.into(), true.into());
+    } else {
+        cursor.extra.remove(BACKLOG_LOST);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,10 @@ mod plan;
 mod prune;
 mod rendezvous;
 
-pub use batch::{BacklogLimits, Claim, LastSet, Pending, batch_end, claim, set_claim, set_due};
+pub use batch::{
+    BacklogLimits, Claim, LastSet, Pending, backlog_lost, batch_end, claim, set_backlog_lost, set_claim,
+    set_due,
+};
 pub use chain::{MAX_DISKS, MAX_REPLICA_DISK, Verdict, Waiting, check, expected, follows, may_apply};
 pub use due::{Look, look, poll_interval};
 pub use plan::{Piece, RangePlan, newest_wins};
