@@ -83,7 +83,8 @@ impl Options {
             None => Timing::default(),
         };
         timing.check()?;
-        let crash_at = self.crash_at.or(file.crash_at).map(|at| at.parse().map_err(anyhow::Error::msg)).transpose()?;
+        let crash_at =
+            self.crash_at.or(file.crash_at).map(|at| at.parse().map_err(anyhow::Error::msg)).transpose()?;
         let need = |name: &str| format!("--{name} is needed, as a flag or in the file of --config");
         let api_server = self.api_server.or(file.api_server).with_context(|| need("api-server"))?;
         if !api_server.starts_with("https://") {

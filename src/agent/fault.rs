@@ -65,7 +65,9 @@ impl Classify for HyperVError {
             Self::SharingViolation { .. } => Code::DiskInUse,
             Self::CheckpointsDisabled { .. } => Code::CheckpointsDisabled,
             Self::Failed { code: LOGON_TYPE_NOT_GRANTED, .. } => Code::ConvertFailed,
-            Self::Failed { operation, .. } if operation.to_lowercase().contains("convert") => Code::ConvertFailed,
+            Self::Failed { operation, .. } if operation.to_lowercase().contains("convert") => {
+                Code::ConvertFailed
+            }
             Self::Failed { operation, .. } if operation.to_lowercase().contains("checkpoint") => {
                 Code::CheckpointFailed
             }
@@ -177,7 +179,10 @@ mod tests {
         for (error, want) in [
             (HyperVError::of_file("open", "a", disk, 0xC03A_000D), Class::Unrecoverable),
             (HyperVError::of_file("open", "a", disk, 0xC03A_0001), Class::Unrecoverable),
-            (HyperVError::of_file("changes", "a", disk, win32::VHD_INVALID_CHANGE_TRACKING_ID), Class::NeedsResync),
+            (
+                HyperVError::of_file("changes", "a", disk, win32::VHD_INVALID_CHANGE_TRACKING_ID),
+                Class::NeedsResync,
+            ),
             (HyperVError::of_file("write", "a", disk, 112), Class::Recoverable),
             (HyperVError::of_file("open", "a", disk, 1450), Class::Recoverable),
             (HyperVError::of_file("open", "a", disk, 32), Class::Recoverable),
@@ -187,7 +192,8 @@ mod tests {
         ] {
             assert_eq!(error.fault().class(), want, "{error}");
         }
-        let refused = HyperVError::Failed { operation: "x".into(), code: LOGON_TYPE_NOT_GRANTED, message: "y".into() };
+        let refused =
+            HyperVError::Failed { operation: "x".into(), code: LOGON_TYPE_NOT_GRANTED, message: "y".into() };
         assert_eq!(refused.fault().code, Code::ConvertFailed);
     }
 
@@ -207,7 +213,8 @@ mod tests {
             let error = crate::store::tests::blob_error(kind);
             assert_eq!((error.fault().code, error.fault().class()), (code, class), "{error}");
         }
-        let slow = crate::store::tests::blob_error(K::Throttled { retry_after: Some(Duration::from_secs(7)) });
+        let slow =
+            crate::store::tests::blob_error(K::Throttled { retry_after: Some(Duration::from_secs(7)) });
         assert_eq!(slow.fault().retry_after_seconds, Some(7));
     }
 

@@ -111,7 +111,9 @@ impl JournalStore {
         match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io_error("open", &path)(e)),
-            Ok(file) => file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", &path))?,
+            Ok(file) => {
+                file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", &path))?
+            }
         };
         let journal = parse(&path, &bytes)?;
         if journal.vm_id != vm {
@@ -126,7 +128,8 @@ impl JournalStore {
     /// It cannot be written; the old one is still there.
     pub fn save(&self, journal: &Journal) -> Result<()> {
         let path = self.path(journal.vm_id);
-        let payload = journal.encode().map_err(|source| JournalError::Format { path: path.clone(), source })?;
+        let payload =
+            journal.encode().map_err(|source| JournalError::Format { path: path.clone(), source })?;
         let mut bytes = Vec::with_capacity(HEADER + payload.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());

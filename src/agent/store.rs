@@ -25,7 +25,12 @@ pub enum Put {
 /// Where cycles go and answers come from.
 pub trait Store: Send + Sync + 'static {
     /// Writes a new blob in the upload container, never over an old one.
-    fn put_new(&self, name: &str, bytes: Bytes, crc64: u64) -> impl Future<Output = Result<Put, BlobError>> + Send;
+    fn put_new(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        crc64: u64,
+    ) -> impl Future<Output = Result<Put, BlobError>> + Send;
 
     /// A blob of the download container; `None` if there is none.
     fn get(&self, name: &str, max: u64) -> impl Future<Output = Result<Option<Bytes>, BlobError>> + Send;
@@ -92,8 +97,9 @@ impl<C: SasSource> SasStore<C> {
         if known.is_some_and(|known| known.pair == pair) {
             return None;
         }
-        let service =
-            |sas: &Sas| BlobService::with_http(&self.http, self.endpoint.clone(), Credential::Sas(sas.clone()));
+        let service = |sas: &Sas| {
+            BlobService::with_http(&self.http, self.endpoint.clone(), Credential::Sas(sas.clone()))
+        };
         let fresh = Current {
             up: service(&pair.up).container(&self.up),
             down: service(&pair.down).container(&self.down),

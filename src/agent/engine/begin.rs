@@ -71,11 +71,17 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
             .filter(|d| !d.pass_through && disks.contains(&d.disk_id))
             .map(|d| (d.path.clone(), d.disk_id))
             .collect();
-        blocking(move || paths.iter().try_for_each(|(path, disk)| logs::sweep(path, *disk, &[])).or_fault()).await
+        blocking(move || paths.iter().try_for_each(|(path, disk)| logs::sweep(path, *disk, &[])).or_fault())
+            .await
     }
 
     /// Begins a cycle at a tick, unless something stands against it.
-    pub(super) async fn begin_cycle(&mut self, goal: &Assignment, tick: Timestamp, missed: u64) -> Result<Next> {
+    pub(super) async fn begin_cycle(
+        &mut self,
+        goal: &Assignment,
+        tick: Timestamp,
+        missed: u64,
+    ) -> Result<Next> {
         self.set_step("CheckingPrerequisites");
         let vm = self.host.vm(self.vm).await.or_fault()?;
         let unmet = unmet(&host::facts(&vm, Some(&goal.disks)));
@@ -186,8 +192,10 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
         let Some(since) = &self.journal()?.since else { return Ok(Vec::new()) };
         let lost = || Fault::new(Code::ChangeTrackingLost, format!("disk {} was not tracked", disk.disk_id));
         let since = RctId(since.rct_ids.get(&disk.disk_id).ok_or_else(lost)?.clone());
-        let changed = self.host.query_changes(self.vm, disk.disk_id, &since, &checkpoint.into()).await.or_fault()?;
-        let ranges: Ranges = changed.clip(disk.virtual_size).align_out(512).iter().map(|e| (e.offset, e.len)).collect();
+        let changed =
+            self.host.query_changes(self.vm, disk.disk_id, &since, &checkpoint.into()).await.or_fault()?;
+        let ranges: Ranges =
+            changed.clip(disk.virtual_size).align_out(512).iter().map(|e| (e.offset, e.len)).collect();
         Ok(coarsen(&ranges, MAX_RANGES / 2))
     }
 

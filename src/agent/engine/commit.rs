@@ -32,12 +32,14 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
     pub(super) async fn upload(&mut self, goal: &Assignment) -> Result<Next> {
         self.set_step("UploadingSegments");
         let running = self.running()?.clone();
-        let (Some(instant), Some(point)) = (running.instant.clone(), running.reference_point_id.clone()) else {
+        let (Some(instant), Some(point)) = (running.instant.clone(), running.reference_point_id.clone())
+        else {
             return Err(Fault::new(Code::Unknown, "a converted cycle without its instant"));
         };
         let journals = self.context.journals.clone();
         let (vm, cycle, checkpoint) = (self.vm, running.id, instant.checkpoint_id.clone());
-        let (mut log, mut sent) = blocking(move || journals.segments(vm, cycle, &checkpoint).or_fault()).await?;
+        let (mut log, mut sent) =
+            blocking(move || journals.segments(vm, cycle, &checkpoint).or_fault()).await?;
         if running.kind != Kind::Base {
             let plan = log_plan(&instant, &sent).await?;
             let transfer = self.transfer(goal, cycle);
@@ -226,4 +228,3 @@ async fn log_plan(instant: &Instant, sent: &[Sent]) -> Result<Plan> {
     }
     Ok(plan)
 }
-

@@ -89,7 +89,8 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
             let from = self.journal()?.copied_up_to(frozen.disk_id);
             let below = Extents::one(0, from.unwrap_or(frozen.virtual_size));
             let changed = self.changes(frozen, &instant.checkpoint_id).await?;
-            let changed: Extents = changed.into_iter().map(|(o, l)| farshore_disk::Extent::new(o, l)).collect();
+            let changed: Extents =
+                changed.into_iter().map(|(o, l)| farshore_disk::Extent::new(o, l)).collect();
             let changed = changed.intersect(&below).iter().map(|e| (e.offset, e.len)).collect();
             let path: PathBuf = frozen_path(frozen).to_owned();
             let size = frozen.virtual_size;
@@ -113,8 +114,10 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
         measure: &Measure,
         stop: &AtomicBool,
     ) -> Result<()> {
-        let avhdx = self.host.avhdx_bytes(self.vm, &instant.checkpoint_id.as_str().into()).await.or_fault()?;
-        let space = host::space(&*self.host, instant.disks.iter().map(|d| d.path.as_str()), goal.reserve).await?;
+        let avhdx =
+            self.host.avhdx_bytes(self.vm, &instant.checkpoint_id.as_str().into()).await.or_fault()?;
+        let space =
+            host::space(&*self.host, instant.disks.iter().map(|d| d.path.as_str()), goal.reserve).await?;
         self.report.send_modify(|r| r.tracking = space.tracking(avhdx, 0));
         let slice = Slice {
             // By the host's clock at both ends would be better; ours is the host's.

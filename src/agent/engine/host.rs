@@ -123,7 +123,11 @@ impl Space {
 
 /// A digest of everything whose change may end an unrecoverable fault of the host: the VM's facts, and whether
 /// each disk's chain can be opened.
-pub(super) async fn fingerprint<H: Hypervisor>(host: &H, vm: farshore_core::ids::VmId, disks: &[DiskId]) -> String {
+pub(super) async fn fingerprint<H: Hypervisor>(
+    host: &H,
+    vm: farshore_core::ids::VmId,
+    disks: &[DiskId],
+) -> String {
     let Ok(info) = host.vm(vm).await else { return "absent".to_owned() };
     let facts = facts(&info, Some(disks));
     // The file that a running VM writes to changes its name with every checkpoint; whether it opens does not.

@@ -131,7 +131,8 @@ fn is_sealed(cycle: CycleId, disk: &FrozenDisk, deep: bool) -> bool {
     }) else {
         return false;
     };
-    let of_cycle = (manifest.term, manifest.stream, manifest.cycle) == (cycle.term.0, cycle.stream.0, cycle.cycle.0);
+    let of_cycle =
+        (manifest.term, manifest.stream, manifest.cycle) == (cycle.term.0, cycle.stream.0, cycle.cycle.0);
     of_cycle
         && manifest.length == length
         && manifest.unique_id == reader.header().unique_id
@@ -142,7 +143,11 @@ fn is_sealed(cycle: CycleId, disk: &FrozenDisk, deep: bool) -> bool {
 /// Bytes that the logs of a cycle take.
 pub(super) fn bytes(running: &Running) -> u64 {
     let disks = running.instant.iter().flat_map(|i| &i.disks);
-    disks.filter_map(|d| d.log.as_deref()).filter_map(|log| std::fs::metadata(log).ok()).map(|m| m.len()).sum()
+    disks
+        .filter_map(|d| d.log.as_deref())
+        .filter_map(|log| std::fs::metadata(log).ok())
+        .map(|m| m.len())
+        .sum()
 }
 
 /// Removes a log and its manifest; the manifest first, so that no manifest is ever without its log.
@@ -164,10 +169,12 @@ pub(super) fn sweep(disk_path: &str, disk: DiskId, keep: &[PathBuf]) -> io::Resu
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str().filter(|n| n.starts_with(&prefix)) else { continue };
-        let Some(log) = name.strip_suffix(".json.new").or_else(|| name.strip_suffix(".json")).or(Some(name)) else {
+        let Some(log) = name.strip_suffix(".json.new").or_else(|| name.strip_suffix(".json")).or(Some(name))
+        else {
             continue;
         };
-        let is_ours = log.strip_suffix(".hrl").is_some_and(|stem| stem.len() == prefix.len() + 6 + 1 + 6 + 1 + 10);
+        let is_ours =
+            log.strip_suffix(".hrl").is_some_and(|stem| stem.len() == prefix.len() + 6 + 1 + 6 + 1 + 10);
         if is_ours && !keep.contains(&folder.join(log)) {
             std::fs::remove_file(entry.path())?;
         }

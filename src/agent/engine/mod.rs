@@ -408,7 +408,8 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
         let trouble = self.trouble(journal);
         self.report.send_if_modified(|r| {
             let before = (r.state, r.last, r.missed_cycles, r.trouble.clone());
-            (r.state, r.last, r.missed_cycles, r.trouble) = (state, journal.last, journal.missed_cycles, trouble);
+            (r.state, r.last, r.missed_cycles, r.trouble) =
+                (state, journal.last, journal.missed_cycles, trouble);
             before != (r.state, r.last, r.missed_cycles, r.trouble.clone())
         });
     }

@@ -3,8 +3,8 @@
 use farshore_core::cycle::{SLICE_MIN, Slice, near_reserve, slice_ends};
 use farshore_core::fault::{Class, Code, Fault};
 use farshore_core::format::commit::Kind;
-use farshore_core::relationship::{Journal, Stage};
-use farshore_core::retry;
+use farshore_core::relationship::{Journal, Stage, unmet};
+use farshore_core::retry::{self, Failures};
 use farshore_hyperv::Hypervisor;
 use jiff::Timestamp;
 use std::time::Duration;
@@ -18,6 +18,8 @@ use crate::store::Store;
 pub(super) struct Stopped {
     fault: Fault,
     generation: i64,
+    /// What was unmet, if that was it.
+    unmet: Vec<Fault>,
     /// The host as it was; see [`host::fingerprint`].
     fingerprint: String,
 }
@@ -27,6 +29,11 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
     pub(super) async fn failed(&mut self, goal: &Assignment, fault: Fault) -> Next {
         let class = fault.class();
         tracing::warn!(vm.id = %self.vm, error.code = %fault.code, error.message = %fault.message, ?class, "failed");
+        // First of all: a repair that comes while the failure is noted must not go unseen.
+        let fingerprint = match class {
+            Class::Recoverable => String::new(),
+            _ => host::fingerprint(&*self.host, self.vm, &goal.disks).await,
+        };
         let now = self.now();
         let known = match &self.journal {
             Some(journal) => journal.failures.clone(),
@@ -41,28 +48,38 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
             // Read every byte before they are believed again.
             self.trusted_logs = false;
         }
-        let wait_until = failures.next_at;
-        self.report.send_modify(|r| {
-            let retried = class == Class::Recoverable;
-            r.trouble = Some(Trouble { fault: fault.clone(), failures: failures.clone(), retried });
-        });
-        if self.journal.is_some() {
-            let noted = fault.clone();
-            let saved = self.edit(|j| (j.failures, j.fault) = (Some(failures), Some(noted))).await;
-            if let Err(error) = saved {
-                tracing::error!(vm.id = %self.vm, %error, "the failure could not be noted");
+        self.note_failure(&fault, &failures).await;
+        let held = match &self.journal {
+            Some(_) => {
+                self.let_go(goal, class != Class::Recoverable || fault.code == Code::LowDiskSpace).await
             }
-            let let_go = self.let_go(goal, class != Class::Recoverable || fault.code == Code::LowDiskSpace).await;
-            if let Err(error) = let_go {
-                tracing::warn!(vm.id = %self.vm, %error, "the checkpoint could not be let go of yet");
-            }
+            None => Ok(()),
+        };
+        if let Err(error) = held {
+            tracing::warn!(vm.id = %self.vm, %error, "the checkpoint could not be let go of yet");
         }
         if class == Class::Recoverable {
-            return Next::At(self.with_guard(wait_until));
+            return Next::At(self.with_guard(failures.next_at));
         }
-        let fingerprint = host::fingerprint(&*self.host, self.vm, &goal.disks).await;
-        self.stopped = Some(Stopped { fault, generation: goal.generation, fingerprint });
+        let unmet = self.report.borrow().unmet.clone();
+        self.stopped = Some(Stopped { fault, generation: goal.generation, unmet, fingerprint });
         Next::At(self.later(self.context.timing.inventory_refresh))
+    }
+
+    /// Notes a failure in the journal and shows it; before there is a journal it is only shown.
+    async fn note_failure(&mut self, fault: &Fault, failures: &Failures) {
+        if self.journal.is_some() {
+            let noted = (Some(failures.clone()), Some(fault.clone()));
+            if let Err(error) = self.edit(|j| (j.failures, j.fault) = noted).await {
+                tracing::error!(vm.id = %self.vm, %error, "the failure could not be noted");
+            }
+            return self.show_journal();
+        }
+        let retried = fault.class() == Class::Recoverable;
+        self.report.send_modify(|r| {
+            r.state = if retried { r.state } else { State::Critical };
+            r.trouble = Some(Trouble { fault: fault.clone(), failures: failures.clone(), retried });
+        });
     }
 
     fn later(&self, wait: Duration) -> Timestamp {
@@ -112,8 +129,14 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
     }
 
     async fn is_changed(&self, goal: &Assignment, stopped: &Stopped) -> bool {
-        if stopped.fault.code == Code::NotAuthorized {
-            return self.store.renewed().await;
+        match stopped.fault.code {
+            Code::NotAuthorized => return self.store.renewed().await,
+            Code::VMNotFound => return self.host.vm(self.vm).await.is_ok(),
+            _ => {}
+        }
+        if !stopped.unmet.is_empty() {
+            let vm = self.host.vm(self.vm).await;
+            return vm.is_ok_and(|vm| unmet(&host::facts(&vm, Some(&goal.disks))) != stopped.unmet);
         }
         host::fingerprint(&*self.host, self.vm, &goal.disks).await != stopped.fingerprint
     }
@@ -205,7 +228,9 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
             _ if goal.goal != Goal::Replicate => State::Disabled,
             Some(Class::NeedsResync) => State::ResynchronizationRequired,
             Some(Class::Unrecoverable) => State::Critical,
-            Some(Class::Recoverable) if journal.fault.as_ref().map(|f| f.code) == Some(Code::LowDiskSpace) => {
+            Some(Class::Recoverable)
+                if journal.fault.as_ref().map(|f| f.code) == Some(Code::LowDiskSpace) =>
+            {
                 State::Suspended
             }
             _ if goal.paused => State::Suspended,

@@ -35,8 +35,11 @@ pub(super) async fn run(connection: Connection, namespace: String, host: String,
         });
         let params = PatchParams::apply(MANAGER).force();
         // A renewal that hangs must not hold up the next.
-        match tokio::time::timeout(every.max(Duration::from_secs(5)), leases.patch(LEASE, &params, &Patch::Apply(&lease)))
-            .await
+        match tokio::time::timeout(
+            every.max(Duration::from_secs(5)),
+            leases.patch(LEASE, &params, &Patch::Apply(&lease)),
+        )
+        .await
         {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the heartbeat could not be written"),

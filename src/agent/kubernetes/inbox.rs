@@ -213,7 +213,8 @@ impl<H: Hypervisor + 'static> Inbox<H> {
         let (goal, told) = watch::channel(assignment);
         let vm = goal.borrow().vm;
         let stop = CancellationToken::new();
-        let (engine, reports) = Engine::new(Arc::clone(&self.host), Arc::new(store), self.context.clone(), told);
+        let (engine, reports) =
+            Engine::new(Arc::clone(&self.host), Arc::new(store), self.context.clone(), told);
         let mut running = JoinSet::new();
         running.spawn(engine.run(stop.clone()));
         let writer = status::run(
@@ -236,7 +237,13 @@ impl<H: Hypervisor + 'static> Inbox<H> {
             namespace: self.namespace.clone(),
             name: place.sas_secret.clone(),
         };
-        Ok(SasStore::new(http, endpoint, &place.endpoints.up_container, &place.endpoints.down_container, source))
+        Ok(SasStore::new(
+            http,
+            endpoint,
+            &place.endpoints.up_container,
+            &place.endpoints.down_container,
+            source,
+        ))
     }
 
     fn pool(&mut self, ca_bundle: Option<&str>) -> anyhow::Result<Http> {

@@ -68,7 +68,11 @@ impl Published {
         let without_free = |status: &Value| {
             let mut status = status.clone();
             let volumes = status.get_mut("volumes").and_then(Value::as_array_mut);
-            volumes.into_iter().flatten().filter_map(Value::as_object_mut).for_each(|v| drop(v.remove("freeBytes")));
+            volumes
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_object_mut)
+                .for_each(|v| drop(v.remove("freeBytes")));
             status
         };
         let only_free = self.status.as_ref().is_some_and(|old| without_free(old) == without_free(&status));

@@ -66,8 +66,12 @@ async fn work(config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
         &config.state_dir,
         config.blob_ca_file.clone(),
     );
-    let beat =
-        heartbeat::run(connection.clone(), namespace.clone(), config.name.clone(), config.timing.host_lease_renew);
+    let beat = heartbeat::run(
+        connection.clone(),
+        namespace.clone(),
+        config.name.clone(),
+        config.timing.host_lease_renew,
+    );
     let facts =
         inventory::run(connection.clone(), namespace, config.name.clone(), host, config.timing.clone());
     tokio::select! {
@@ -130,7 +134,9 @@ async fn find_namespace(config: &Config, connection: &Connection) -> String {
         let hosts: Api<HyperVHost> = Api::all(connection.client());
         match hosts.get_opt(&config.name).await {
             Ok(found) => {
-                if let Some(namespace) = found.and_then(|host| host.status).and_then(|status| status.namespace) {
+                if let Some(namespace) =
+                    found.and_then(|host| host.status).and_then(|status| status.namespace)
+                {
                     return namespace;
                 }
                 if !std::mem::replace(&mut told, true) {
@@ -144,10 +150,17 @@ async fn find_namespace(config: &Config, connection: &Connection) -> String {
 }
 
 /// Renews the certificate after two thirds of its life, for ever.
-async fn renew(config: &Config, identity: &Identity, first: Validity, connection: &Connection, crash: &Crash) {
+async fn renew(
+    config: &Config,
+    identity: &Identity,
+    first: Validity,
+    connection: &Connection,
+    crash: &Crash,
+) {
     let mut validity = first;
     loop {
-        let wait = Duration::try_from(validity.renew_at().duration_since(Timestamp::now())).unwrap_or_default();
+        let wait =
+            Duration::try_from(validity.renew_at().duration_since(Timestamp::now())).unwrap_or_default();
         tokio::time::sleep(wait).await;
         // One request per certificate: after a restart the same one is found.
         let suffix = format!("-{}", validity.not_after.as_second());

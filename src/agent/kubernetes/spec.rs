@@ -14,7 +14,10 @@ use farshore_core::timing::Timing;
 use crate::engine::{Assignment, Goal};
 
 /// What the engine is to do.
-pub(super) fn assignment(relationship: &ReplicationRelationship, timing: &Timing) -> anyhow::Result<Assignment> {
+pub(super) fn assignment(
+    relationship: &ReplicationRelationship,
+    timing: &Timing,
+) -> anyhow::Result<Assignment> {
     let spec = &relationship.spec;
     let disks: Result<Vec<DiskId>, _> = spec.disks.iter().map(|id| DiskId::from_str(id)).collect();
     let observed = relationship.status.as_ref().and_then(|s| s.observed);

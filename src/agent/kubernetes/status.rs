@@ -41,7 +41,9 @@ pub(super) async fn run(
         let next = status(&written, &report, Timestamp::now());
         let wait = match Change::between(&written, &next) {
             Change::Nothing => None,
-            Change::Numbers => Some(last_write.map_or(Duration::ZERO, |at| refresh.saturating_sub(at.elapsed()))),
+            Change::Numbers => {
+                Some(last_write.map_or(Duration::ZERO, |at| refresh.saturating_sub(at.elapsed())))
+            }
             Change::Meaning => Some(Duration::ZERO),
         };
         if wait.is_some_and(|wait| wait.is_zero()) {
@@ -101,7 +103,8 @@ enum Change {
 
 impl Change {
     fn between(old: &ReplicationRelationshipStatus, new: &ReplicationRelationshipStatus) -> Self {
-        let error = |s: &ReplicationRelationshipStatus| s.last_error.as_ref().map(|e| (e.code.clone(), e.class));
+        let error =
+            |s: &ReplicationRelationshipStatus| s.last_error.as_ref().map(|e| (e.code.clone(), e.class));
         let kind = |s: &ReplicationRelationshipStatus| s.last_cycle.as_ref().map(|c| c.kind);
         let meaning = old.observed != new.observed
             || old.state != new.state
@@ -128,7 +131,11 @@ impl Change {
 
 /// The status for a report. What was acknowledged before is never taken back: a journal that is lost does not
 /// undo the cycles that were committed.
-fn status(old: &ReplicationRelationshipStatus, report: &Report, now: Timestamp) -> ReplicationRelationshipStatus {
+fn status(
+    old: &ReplicationRelationshipStatus,
+    report: &Report,
+    now: Timestamp,
+) -> ReplicationRelationshipStatus {
     let observed = report.observed.map(|o| api::Observed {
         goal: match o.goal {
             Goal::Replicate => api::Goal::Replicate,
@@ -162,7 +169,7 @@ fn status(old: &ReplicationRelationshipStatus, report: &Report, now: Timestamp) 
             bytes_copied: p.copied.min(p.total),
             bytes_sent: p.sent,
         }),
-        tracking: (report.tracking.free > 0).then(|| api::Tracking {
+        tracking: (report.tracking.free > 0).then_some(api::Tracking {
             avhdx_bytes: report.tracking.avhdx,
             log_bytes: report.tracking.logs,
             // In steps of 64 MiB, so that it does not change for its own sake.
@@ -276,7 +283,12 @@ mod tests {
     fn report() -> Report {
         let id = CycleId { term: Term(1), stream: Stream(2), cycle: Cycle(7) };
         Report {
-            observed: Some(Observed { goal: Goal::Replicate, term: Term(1), stream: Stream(2), generation: 3 }),
+            observed: Some(Observed {
+                goal: Goal::Replicate,
+                term: Term(1),
+                stream: Stream(2),
+                generation: 3,
+            }),
             state: State::Replicating,
             step: "WaitingForTick",
             progress: Some(Progress { total: 9, copied: 5, sent: 3 }),

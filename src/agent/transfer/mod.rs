@@ -87,7 +87,9 @@ impl<S: Store> Transfer<S> {
         });
         work.map(move |work| AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self).one(work))))
             .buffered(parallelism)
-            .map(|done| done.unwrap_or_else(|e| Err(Fault::new(Code::Unknown, format!("transfer ended: {e}")))))
+            .map(|done| {
+                done.unwrap_or_else(|e| Err(Fault::new(Code::Unknown, format!("transfer ended: {e}"))))
+            })
     }
 
     async fn one(self: Arc<Self>, work: Work) -> Result<Sent> {
@@ -100,7 +102,8 @@ impl<S: Store> Transfer<S> {
             drop(core);
             encoded
         });
-        let encoded = encoded.await.map_err(|e| Fault::new(Code::Unknown, format!("encoder ended: {e}")))??;
+        let encoded =
+            encoded.await.map_err(|e| Fault::new(Code::Unknown, format!("encoder ended: {e}")))??;
         let Some((index, sealed)) = encoded else {
             return Ok(Sent { disk, part, up_to, entry: None });
         };
@@ -136,7 +139,8 @@ impl<S: Store> Transfer<S> {
                         None => {
                             let index = index.take(1)?;
                             let id = self.segment_id(disk.0, index);
-                            let encoder = Encoder::new(id, self.compression, self.segment_bytes).or_fault()?;
+                            let encoder =
+                                Encoder::new(id, self.compression, self.segment_bytes).or_fault()?;
                             open.insert((index, encoder))
                         }
                     };

@@ -110,7 +110,16 @@ impl Jobs {
             before
         });
         let skip_zero = part.part == Part::Copy;
-        Some(Job { disk: part.disk, part: part.part, source: part.source, ranges, up_to, skip_zero, before, after })
+        Some(Job {
+            disk: part.disk,
+            part: part.part,
+            source: part.source,
+            ranges,
+            up_to,
+            skip_zero,
+            before,
+            after,
+        })
     }
 }
 

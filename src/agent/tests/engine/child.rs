@@ -5,8 +5,8 @@ use std::process::{Child, Command, Stdio};
 
 use farshore_agent::crash::{Crash, CrashPoint};
 use farshore_agent::engine::{Context, Goal};
-use farshore_azure::Sas;
 use farshore_agent::store::SasPair;
+use farshore_azure::Sas;
 use serde::{Deserialize, Serialize};
 
 use crate::support::Vm;
@@ -33,10 +33,13 @@ fn child() {
     let spec: Spec = serde_json::from_str(&spec).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let vm = Vm::of_child(spec.vm, spec.socket, &spec.endpoint, spec.state, SasPair {
-            up: Sas::new(&spec.up),
-            down: Sas::new(&spec.down),
-        });
+        let vm = Vm::of_child(
+            spec.vm,
+            spec.socket,
+            &spec.endpoint,
+            spec.state,
+            SasPair { up: Sas::new(&spec.up), down: Sas::new(&spec.down) },
+        );
         let crash = Crash::at(spec.crash_at.map(|at| at.parse().unwrap()));
         let context = Context { crash, ..vm.context() };
         let mut assignment = vm.assignment();

@@ -132,7 +132,11 @@ async fn death_at_any_point_loses_nothing_and_invents_nothing() {
             Case::Enrolment => {}
             Case::Cycles(passages) => {
                 for nth in passages {
-                    works.push(Box::pin(dies_and_goes_on(&lab, format!("{point}-{nth}"), vec![(*point, *nth)])));
+                    works.push(Box::pin(dies_and_goes_on(
+                        &lab,
+                        format!("{point}-{nth}"),
+                        vec![(*point, *nth)],
+                    )));
                 }
             }
             Case::After(first) => {

@@ -107,8 +107,7 @@ impl Follower {
                 assert_eq!((Hash::of(&bytes), bytes.len() as u64), (entry.hash, entry.stored));
                 sent += entry.disk_bytes();
                 let (term, stream, cycle) = (id.term.0, id.stream.0, id.cycle.0);
-                let segment =
-                    SegmentId { vm: self.vm.0, disk: disk.disk_id.0, term, stream, cycle, index };
+                let segment = SegmentId { vm: self.vm.0, disk: disk.disk_id.0, term, stream, cycle, index };
                 let mut state = self.state.lock().unwrap();
                 let image = state.images.get_mut(&disk.disk_id).unwrap();
                 for frame in Decoder::open(bytes, &segment).unwrap() {
@@ -151,7 +150,11 @@ impl Follower {
                 commit: own,
                 reference_point_id: commit.reference_point_id.clone(),
                 rct_ids: commit.disks.iter().map(|d| (d.disk_id, d.rct_id.clone())).collect(),
-                copied_up_to: commit.disks.iter().filter_map(|d| Some((d.disk_id, d.copied_up_to?))).collect(),
+                copied_up_to: commit
+                    .disks
+                    .iter()
+                    .filter_map(|d| Some((d.disk_id, d.copied_up_to?)))
+                    .collect(),
                 own_point_ids: commit.own_point_ids.clone(),
                 next_cycle_at: commit.next_cycle_at,
             }),

@@ -33,7 +33,10 @@ async fn initial_replication_and_deltas_give_states_that_the_disks_really_had() 
     assert_eq!(follower.kinds()[..2], [Kind::Base, Kind::Delta]);
     assert!(vm.check_points(&follower).await >= 6);
     assert_eq!(vm.log_files(), Vec::<std::path::PathBuf>::new(), "logs are deleted when committed");
-    assert!(lab.host().checkpoints(vm.id()).await.unwrap().is_empty(), "no checkpoint is held between cycles");
+    assert!(
+        lab.host().checkpoints(vm.id()).await.unwrap().is_empty(),
+        "no checkpoint is held between cycles"
+    );
     assert!(lab.host().reference_points(vm.id()).await.unwrap().len() <= 3);
 }
 
@@ -183,8 +186,10 @@ async fn a_new_stream_without_base_copies_again_in_full_and_continues_the_chain(
     });
     engine.until("second stream", |r| r.last.is_some_and(|l| l.commit.id.stream == Stream(2))).await;
     engine.committed(3).await;
-    until("verified", || async { follower.last().is_some_and(|l| l.id.stream == Stream(2) && l.id.cycle.0 >= 3) })
-        .await;
+    until("verified", || async {
+        follower.last().is_some_and(|l| l.id.stream == Stream(2) && l.id.cycle.0 >= 3)
+    })
+    .await;
     engine.end().await;
     let first = follower.commits().into_iter().find(|c| c.stream == Stream(2)).unwrap();
     assert_eq!((first.kind, first.full_copy.len()), (Kind::Base, 2));
@@ -227,7 +232,8 @@ async fn stopping_leaves_nothing_of_ours_and_everything_of_others_on_the_host() 
     let lab = Lab::start(None).await;
     let vm = lab.vm("vm", &[8 * MIB]).await;
     let host = lab.host();
-    let foreign = host.create_checkpoint(vm.id(), "nightly backup", farshore_hyperv::Consistency::Crash).await.unwrap();
+    let foreign =
+        host.create_checkpoint(vm.id(), "nightly backup", farshore_hyperv::Consistency::Crash).await.unwrap();
     let foreign = host.convert_to_reference_point(vm.id(), &foreign.id).await.unwrap();
     let follower = vm.follower();
     let _following = follower.follow(1, 1);

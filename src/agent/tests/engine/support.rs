@@ -240,7 +240,11 @@ impl Vm {
             let name = names::checkpoint(point.id);
             let instant = instants.iter().find(|i| i.name == name && i.time == point.time);
             let instant = instant.unwrap_or_else(|| panic!("{}: no instant of {}", self.name, point.id));
-            assert_eq!(point.digests, instant.digests, "{}: point {} is no state of the disks", self.name, point.id);
+            assert_eq!(
+                point.digests, instant.digests,
+                "{}: point {} is no state of the disks",
+                self.name, point.id
+            );
         }
         points.len()
     }
