@@ -6,11 +6,12 @@
 
 mod picture;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use farshore_azure::Include;
+use farshore_azure::{BlobErrorKind, Container, Include};
 use farshore_core::ids::DiskId;
 use farshore_core::units::{Bytes, MIB};
 use jiff::Timestamp;
@@ -93,6 +94,10 @@ async fn play(args: &Args, folder: &Path, world: &World, started: Instant) -> an
     let admin = Admin::new(world.host_socket(HOSTS[0]));
     let vm = make_vm(&admin, &image).await?;
 
+    let data_offsets: Vec<u64> = DATA_OFFSETS.map(|i| i * BLOCK).collect();
+    let writer = Writer::new(&vm.nbd, [image.live_blocks.clone(), data_offsets.clone()], folder)?;
+    let guest = Guest::start(writer);
+
     say("Applying the manifests with kubectl; enrolling two hosts and accepting them");
     let manifests = manifests(&args.manifests, folder, world)?;
     world.kubectl(&["apply", "-f", &manifests.display().to_string()]).await?;
@@ -100,9 +105,6 @@ async fn play(args: &Args, folder: &Path, world: &World, started: Instant) -> an
         world.enroll(host, SITE).await?;
     }
 
-    let data_offsets: Vec<u64> = DATA_OFFSETS.map(|i| i * BLOCK).collect();
-    let writer = Writer::new(&vm.nbd, [image.live_blocks.clone(), data_offsets.clone()], folder)?;
-    let guest = Guest::start(writer);
     let containers = Containers::of(world, vm.info.id)?;
     let disks = disk_ids(&vm.info)?;
 
@@ -128,6 +130,7 @@ async fn watch_and_prove(
 ) -> anyhow::Result<Outcome> {
     let limit = Instant::now() + Duration::from_secs(args.limit_seconds);
     let mut picture = Picture::new();
+    let mut uploads = Uploads::default();
     let mut tick = tokio::time::interval(DRAW_EVERY);
     let mut protected_after = None;
     let mut stopped: Option<Timestamp> = None;
@@ -140,7 +143,7 @@ async fn watch_and_prove(
             args.limit_seconds,
             containers.cursor().await?
         );
-        let scene = scene(world, containers, guest).await?;
+        let scene = scene(world, containers, guest, &mut uploads).await?;
         if scene.state == "Protected" && protected_after.is_none() {
             protected_after = Some(began.elapsed());
         }
@@ -182,6 +185,7 @@ async fn watch_and_prove(
     Ok(Outcome {
         proven,
         files,
+        sent: uploads.total(),
         number,
         protected_after: protected_after.context("the VM became protected")?,
     })
@@ -191,6 +195,7 @@ async fn watch_and_prove(
 struct Outcome {
     proven: Vec<(proof::Proven, (u64, u64))>,
     files: usize,
+    sent: u64,
     number: u64,
     protected_after: Duration,
 }
@@ -201,7 +206,7 @@ async fn report(
     outcome: &Outcome,
     started: Instant,
 ) -> anyhow::Result<()> {
-    let sent: u64 = containers.up.list("", Include::default()).await?.iter().map(|b| b.len).sum();
+    let sent = outcome.sent;
     let cursor = containers.cursor().await?.context("there is a cursor")?;
     let jobs = list(world, "RecoveryJob").await?;
     let steps: usize =
@@ -324,7 +329,33 @@ impl Guest {
     }
 }
 
-async fn scene(world: &World, containers: &Containers, guest: &Guest) -> anyhow::Result<Scene> {
+/// Everything ever seen in the upload container: cycles that no point needs any more are removed from it.
+#[derive(Default)]
+struct Uploads {
+    seen: BTreeMap<String, u64>,
+}
+
+impl Uploads {
+    async fn look(&mut self, up: &Container) -> anyhow::Result<()> {
+        match up.list("", Include::default()).await {
+            Ok(blobs) => self.seen.extend(blobs.into_iter().map(|blob| (blob.name, blob.len))),
+            Err(error) if error.kind == BlobErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn total(&self) -> u64 {
+        self.seen.values().sum()
+    }
+}
+
+async fn scene(
+    world: &World,
+    containers: &Containers,
+    guest: &Guest,
+    uploads: &mut Uploads,
+) -> anyhow::Result<Scene> {
     let pvm = list(world, "ProtectedVM")
         .await?
         .into_iter()
@@ -337,11 +368,7 @@ async fn scene(world: &World, containers: &Containers, guest: &Guest) -> anyhow:
         .iter()
         .find(|job| job.data.pointer("/status/state").is_some_and(|s| s == "InProgress"))
         .and_then(|job| job.data.pointer("/status/currentStep")?.as_str().map(str::to_owned));
-    let uploaded = match containers.up.list("", Include::default()).await {
-        Ok(blobs) => blobs.iter().map(|b| b.len).sum(),
-        Err(error) if error.kind == farshore_azure::BlobErrorKind::NotFound => 0,
-        Err(error) => return Err(error.into()),
-    };
+    uploads.look(&containers.up).await?;
     let cursor = containers.cursor().await?;
     let cycle = |id: Option<farshore_core::ids::CycleId>| id.map_or(0, |id| id.cycle.0);
     let newest = cursor.as_ref().and_then(|c| c.newest_point.as_ref());
@@ -350,7 +377,7 @@ async fn scene(world: &World, containers: &Containers, guest: &Guest) -> anyhow:
         step: step.unwrap_or_default(),
         initial: number("/status/initialReplication/bytesTotal")
             .zip(number("/status/initialReplication/bytesCopied")),
-        uploaded,
+        uploaded: uploads.total(),
         verified: cycle(cursor.as_ref().and_then(|c| Some(c.verified.as_ref()?.commit.id))),
         applied: cycle(cursor.as_ref().and_then(|c| Some(c.applied?.id))),
         points: proof::points(&containers.replica).await?.len(),
