@@ -23,6 +23,3 @@ pub mod sweep;
 pub mod vault;
 pub mod watch;
 pub mod write;
-
-#[cfg(test)]
-mod tests;

@@ -278,7 +278,9 @@ impl Work<'_> {
     }
 
     async fn remove_relationship(&self, host: &Host, vm: VmId) -> Result<(), Stopped> {
-        let there = self.seen.observed.relationships.iter().find(|r| r.namespace == host.namespace);
+        let seen = &self.seen.observed;
+        let mut all = seen.relationships.iter().chain(&seen.leftovers);
+        let there = all.find(|r| r.namespace == host.namespace);
         let uid = there.map(|r| r.uid.clone());
         let params = DeleteParams {
             preconditions: Some(Preconditions { uid, resource_version: None }),

@@ -1,6 +1,7 @@
 //! Gathers the facts about one ProtectedVM: stores first, then its containers. No policy here.
 
-use farshore_api::ProtectedVM;
+use farshore_api::{ProtectedVM, ReplicationRelationship};
+use farshore_core::ids::VmId;
 use farshore_core::retry;
 use farshore_core::vm::observed::{self, Observed, Relationship, Report, Rival, Storage};
 use farshore_core::vm::resolve;
@@ -29,9 +30,9 @@ pub(super) async fn observe(vm: &ProtectedVM, ctx: &Context, memory: &mut Memory
     let me = facts::me(vm, written);
     let site = named(&ctx.stores.sites, &me.site).map(|s| facts::site(&s, &me.namespace));
     let policy = named(&ctx.stores.policies, &me.policy).map(|p| facts::policy(&p, &me.namespace));
-    let relationships = relationships(ctx, &me, memory);
     let reports = reports(ctx, &me, now);
     let vm_id = resolve::vm_id(&me, &reports).ok();
+    let (relationships, leftovers) = relationships(ctx, &me, vm_id, memory);
     let rivals = rivals(ctx, &me, &reports);
 
     let mut accounts = Vec::new();
@@ -77,6 +78,7 @@ pub(super) async fn observe(vm: &ProtectedVM, ctx: &Context, memory: &mut Memory
         reports,
         rivals,
         relationships,
+        leftovers,
         storage,
         failures: memory.failures.clone(),
     };
@@ -103,15 +105,26 @@ pub(super) fn note(memory: &mut Memory, fault: &farshore_core::fault::Fault, ctx
     ctx.metrics.retry(super::show::class(fault.class()));
 }
 
-fn relationships(ctx: &Context, me: &observed::Me, memory: &Memory) -> Vec<Relationship> {
-    let mine = ctx.stores.relationships.state_filter(|r| {
-        r.0.as_ref().is_ok_and(|r| {
-            let owner = &r.spec.protected_vm;
-            owner.namespace == me.namespace && owner.name == me.name && r.meta().deletion_timestamp.is_none()
-        })
+/// Those made for this object, and those of the same VM made for another.
+fn relationships(
+    ctx: &Context,
+    me: &observed::Me,
+    vm_id: Option<VmId>,
+    memory: &Memory,
+) -> (Vec<Relationship>, Vec<Relationship>) {
+    let is_mine = |r: &ReplicationRelationship| {
+        let owner = &r.spec.protected_vm;
+        owner.namespace == me.namespace && owner.name == me.name
+    };
+    let id = vm_id.map(|id| id.to_string());
+    let found = ctx.stores.relationships.state_filter(|r| {
+        let of_interest = |r: &ReplicationRelationship| is_mine(r) || Some(&r.spec.vm_id) == id.as_ref();
+        r.0.as_ref().is_ok_and(|r| r.meta().deletion_timestamp.is_none() && of_interest(r))
     });
-    let mut list: Vec<Relationship> =
-        mine.iter().filter_map(|r| r.0.as_ref().ok()).filter_map(facts::relationship).collect();
+    let (mine, others): (Vec<_>, Vec<_>) =
+        found.iter().filter_map(|r| r.0.as_ref().ok()).partition(|r| is_mine(r));
+    let mut list: Vec<Relationship> = mine.into_iter().filter_map(facts::relationship).collect();
+    let leftovers = others.into_iter().filter_map(facts::relationship).collect();
     list.sort_by(|a, b| a.host.cmp(&b.host));
     if let Some((uid, sas)) = &memory.sas {
         for r in list.iter_mut().filter(|r| r.uid == *uid) {
@@ -121,7 +134,7 @@ fn relationships(ctx: &Context, me: &observed::Me, memory: &Memory) -> Vec<Relat
             }
         }
     }
-    list
+    (list, leftovers)
 }
 
 /// VMs of the site's accepted hosts that have the settled id, or else the name.

@@ -34,6 +34,8 @@ pub struct Observed {
     pub rivals: Vec<Rival>,
     /// Relationships made for this object, in any host's namespace.
     pub relationships: Vec<Relationship>,
+    /// Relationships of the same VM that were made for another object.
+    pub leftovers: Vec<Relationship>,
     /// The VM's containers.
     pub storage: Storage,
     /// Failures in a row of this object's reconciles, for the ladder.

@@ -245,6 +245,12 @@ pub(super) fn containers(o: &Observed, vm_id: VmId, vm_name: &str) -> Vec<Action
         .collect()
 }
 
+/// A VM whose containers were purged may have left a relationship behind: what a host was given never goes back.
+fn first_stream(o: &Observed) -> Stream {
+    let left = o.relationships.iter().chain(&o.leftovers).filter(|r| r.wish.term == Term::FIRST);
+    left.map(|r| r.wish.stream.next()).max().unwrap_or(Stream::FIRST)
+}
+
 fn first_ledger(
     o: &Observed,
     report: &Report,
@@ -264,7 +270,7 @@ fn first_ledger(
         epoch: o.me.intent.epoch,
         intents: [(o.me.intent.source.clone(), record)].into(),
         term: Term::FIRST,
-        stream: Stream::FIRST,
+        stream: first_stream(o),
         attempt: 0,
         cut: None,
         owner: Side::OnPremises,

@@ -302,6 +302,16 @@ fn relationship(
         (None, None) => return (vec![], None),
     };
     let Some(stored) = o.stored() else { return (vec![], None) };
+    // For whom a relationship is made cannot be changed: one of an object that is gone makes room first.
+    let in_the_way: Vec<Action> = o
+        .leftovers
+        .iter()
+        .filter(|r| r.host == host.name && r.wish.goal != Goal::Replicate)
+        .map(|r| Action::RemoveRelationship(host_of(r), ledger.vm_id))
+        .collect();
+    if !in_the_way.is_empty() {
+        return (in_the_way, None);
+    }
     let mut actions = Vec::new();
     let wish = wish(o, ledger, stored, existing);
     if existing.is_none_or(|e| e.wish != wish) {

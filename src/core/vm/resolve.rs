@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::observed::{Finding, Me, Observed, Owner, Record, Report, Storage};
+use super::observed::{Finding, Goal, Me, Observed, Owner, Record, Report, Storage};
 use crate::fault::Code;
 use crate::format::ledger::Ledger;
 use crate::ids::VmId;
@@ -172,13 +172,13 @@ pub fn ownership(o: &Observed) -> Ownership<'_> {
         Storage::Seen(stored) => stored,
     };
     let Some(owner) = &stored.replica else {
-        return if o.me.began() { Ownership::Unusable(missing(o)) } else { Ownership::Nobody };
+        return if began(o) { Ownership::Unusable(missing(o)) } else { Ownership::Nobody };
     };
     if (&owner.namespace, &owner.name) != (&o.me.namespace, &o.me.name) {
         return Ownership::NotMine(Finding::new(Code::AlreadyProtected, of_whom(owner)));
     }
     match &stored.ledger {
-        Record::Absent if o.me.began() => Ownership::Unusable(missing(o)),
+        Record::Absent if began(o) => Ownership::Unusable(missing(o)),
         Record::Absent if owner.cluster_id != o.cluster_id => {
             Ownership::NotMine(foreign(&owner.cluster_id, o))
         }
@@ -192,6 +192,11 @@ pub fn ownership(o: &Observed) -> Ownership<'_> {
             None => Ownership::Mine(ledger),
         },
     }
+}
+
+/// There was a ledger: its own status says so, or a host replicates, which no host does without one.
+fn began(o: &Observed) -> bool {
+    o.me.began() || o.relationships.iter().any(|r| r.wish.goal == Goal::Replicate)
 }
 
 fn of_whom(owner: &Owner) -> String {

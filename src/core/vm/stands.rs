@@ -103,7 +103,7 @@ pub(super) fn stand(s: &Stand<'_>, timing: &Timing, now: Timestamp) -> Status {
         last_error: findings.iter().find(|f| !s.waits(f)).cloned(),
         conditions: vec![],
     };
-    if matches!(s.o.storage, Storage::Failed(_) | Storage::NotLookedAt) {
+    if s.ledger.is_none() {
         keep(&mut status, &s.o.me.written);
     }
     status.conditions = conditions(s, &status, &findings, &points);
@@ -111,7 +111,8 @@ pub(super) fn stand(s: &Stand<'_>, timing: &Timing, now: Timestamp) -> Status {
     status
 }
 
-/// While storage is away, what it said last is shown, and not that there is nothing.
+/// While the ledger cannot be read or relied on, what it said last is shown, and not that there is nothing: that
+/// protection once began is what keeps it from being started over.
 fn keep(status: &mut Status, written: &Status) {
     status.state = written.state;
     status.effective.clone_from(&written.effective);

@@ -189,6 +189,31 @@ fn creating_it_again_with_an_old_or_another_intent_stalls() {
 }
 
 #[test]
+fn after_a_purge_a_vm_starts_over_above_what_the_host_was_given() {
+    let mut o = protected();
+    o.relationships[0].report.journal_lost = true;
+    settle(&mut o, at(150));
+    assert_eq!(o.relationships[0].wish.stream, Stream(2));
+    let mut o = deleting(o, DeletionPolicy::Purge);
+    o.me.confirm_purge = Some(vm().to_string());
+    settle(&mut o, at(200));
+    // The host has not let go yet. Under the same name, and under another:
+    let mut same = created_again(o.clone());
+    settle(&mut same, at(1000));
+    let wish = &same.relationships[0].wish;
+    assert_eq!((wish.stream, &wish.base, wish.goal), (Stream(3), &None, Goal::Replicate));
+    let mut other = created_again(o);
+    other.me.name = "sql01-new".into();
+    other.leftovers = std::mem::take(&mut other.relationships);
+    settle(&mut other, at(1000));
+    let r = &other.relationships[0];
+    assert_eq!(
+        (r.wish.stream, r.wish.protected_vm.1.as_str(), other.leftovers.len()),
+        (Stream(3), "sql01-new", 0)
+    );
+}
+
+#[test]
 fn an_interrupted_purge_is_finished_or_taken_up_again() {
     let mut o = deleting(protected(), DeletionPolicy::Purge);
     o.me.confirm_purge = Some(vm().to_string());

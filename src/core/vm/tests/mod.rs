@@ -116,6 +116,7 @@ pub(super) fn fresh() -> Observed {
         reports: vec![report()],
         rivals: vec![],
         relationships: vec![],
+        leftovers: vec![],
         storage: Storage::Seen(Box::new(Stored {
             account: account(),
             replica: None,
@@ -209,7 +210,10 @@ fn step(o: &mut Observed, action: &Action, now: Timestamp) {
         Action::RevokeSas(host, _) => {
             o.relationships.iter_mut().filter(|r| r.host == host.name).for_each(|r| r.sas = None);
         }
-        Action::RemoveRelationship(host, _) => o.relationships.retain(|r| r.host != host.name),
+        Action::RemoveRelationship(host, _) => {
+            o.relationships.retain(|r| r.host != host.name);
+            o.leftovers.retain(|r| r.host != host.name);
+        }
         Action::RemoveContainers(_) => {
             let s = stored(o);
             (s.replica, s.ledger, s.side, s.cursor) = (None, Record::Absent, Record::Absent, Record::Absent);

@@ -199,6 +199,27 @@ fn a_ledger_that_is_foreign_damaged_or_behind_stalls_and_is_left_alone() {
     }
 }
 
+#[test]
+fn a_vm_whose_container_vanished_is_never_started_over_by_itself() {
+    let mut o = protected();
+    let s = stored(&mut o);
+    (s.replica, s.ledger, s.side, s.cursor) = (None, Record::Absent, Record::Absent, Record::Absent);
+    for forget in [false, true] {
+        if forget {
+            o.me.written = Status::default();
+        }
+        for _ in 0..3 {
+            let plan = decide(&o, at(150));
+            assert_eq!(plan.actions, []);
+            assert_eq!(plan.status.condition(Kind::Stalled).unwrap().reason, "ContainerMissing");
+            carry_out(&mut o, &plan, at(150));
+        }
+    }
+    let mut o = deleting(o, DeletionPolicy::Retain);
+    settle(&mut o, at(200));
+    assert!(!o.me.finalizer, "deleting it is the way out");
+}
+
 // R0.3, DESIGN 4
 #[test]
 fn a_higher_epoch_without_a_move_is_accepted_and_written() {

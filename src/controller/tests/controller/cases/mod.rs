@@ -1,0 +1,6 @@
+mod deletion;
+mod hosts;
+mod ownership;
+mod protect;
+mod quiet;
+mod trouble;
