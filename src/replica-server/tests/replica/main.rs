@@ -15,3 +15,4 @@ mod faults;
 mod refused;
 mod source;
 mod steady;
+mod workers;
