@@ -444,7 +444,7 @@ mod tests {
         let entry = SegmentEntry { hash: Hash([1; 32]), stored: 10 + n, ranges: vec![(n * 4096, 512)] };
         Sent {
             disk: DiskId(Uuid::from_u128(2)),
-            part: if n % 2 == 0 { Part::Changes } else { Part::Copy },
+            part: if n.is_multiple_of(2) { Part::Changes } else { Part::Copy },
             up_to: n * 4096 + 512,
             entry: (n != 1).then_some(entry),
         }

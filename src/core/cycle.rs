@@ -119,21 +119,27 @@ pub fn slice_ends(slice: &Slice, max_age: Duration) -> Option<SliceEnd> {
     (slice.copied >= SLICE_BYTES).then_some(SliceEnd::Bytes)
 }
 
-/// Is the volume so full that a running copy must let go of its checkpoint? That is a fifth above the
-/// reserve: merging takes a while, and the VM goes on writing.
+/// What must be free above the reserve before a checkpoint is made, and below which a running one is let go
+/// of: a fifth of it, since merging takes a while and the VM goes on writing.
 #[must_use]
-pub const fn near_reserve(free: u64, reserve: u64) -> bool {
-    free < reserve.saturating_add(reserve / 5)
+pub const fn margin(reserve: u64) -> u64 {
+    reserve / 5
 }
 
-/// The most that the default reserve takes of a large volume.
-pub const MAX_RESERVE: u64 = 32 * GIB;
+/// Is the volume so full that a running copy must let go of its checkpoint?
+#[must_use]
+pub const fn near_reserve(free: u64, reserve: u64) -> bool {
+    free < reserve.saturating_add(margin(reserve))
+}
 
-/// What is never eaten into on a volume of `total` bytes: a twentieth of it, at most [`MAX_RESERVE`], or
-/// more if the site asks for it.
+/// The most that the least reserve takes of a large volume.
+pub const LEAST_RESERVE: u64 = GIB;
+
+/// What is never eaten into on a volume of `total` bytes: what the site asks for, at least a twentieth of a
+/// small volume or [`LEAST_RESERVE`] of a large one.
 #[must_use]
 pub fn reserve(total: u64, asked: u64) -> u64 {
-    (total / 20).min(MAX_RESERVE).max(asked)
+    (total / 20).min(LEAST_RESERVE).max(asked)
 }
 
 /// A volume would be eaten into its reserve.
@@ -277,9 +283,14 @@ mod tests {
     // R9.2
     #[test]
     fn the_reserve_of_a_volume_is_never_planned_for() {
-        assert_eq!(reserve(100 * GIB, 0), 5 * GIB);
-        assert_eq!(reserve(64 << 40, 0), MAX_RESERVE);
+        assert_eq!(reserve(10 * GIB, 0), GIB / 2);
+        assert_eq!(reserve(64 << 40, 0), LEAST_RESERVE);
         assert_eq!(reserve(100 * GIB, 7 * GIB), 7 * GIB);
+        // Where a cycle may begin, its slice does not end at once.
+        let reserve = 10 * GIB;
+        for free in [reserve, reserve + margin(reserve) - 1, reserve + margin(reserve), 2 * reserve] {
+            assert_eq!(fits(margin(reserve), free, reserve).is_err(), near_reserve(free, reserve), "{free}");
+        }
         assert_eq!(fits(5 * GIB, 10 * GIB, 5 * GIB), Ok(()));
         let refused = NoSpace { need: 5 * GIB + 1, free: 10 * GIB, reserve: 5 * GIB };
         assert_eq!(fits(5 * GIB + 1, 10 * GIB, 5 * GIB), Err(refused));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use farshore_core::cycle::{coarsen, log_bytes};
+use farshore_core::cycle::{coarsen, log_bytes, margin};
 use farshore_core::fault::{Code, Fault};
 use farshore_core::format::Record;
 use farshore_core::format::commit::{Consistency, Kind};
@@ -99,7 +99,7 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
         let paths = vm.disks.iter().filter(|d| goal.disks.contains(&d.disk_id)).map(|d| d.path.as_str());
         let space = host::space(&*self.host, paths, goal.reserve).await?;
         self.report.send_modify(|r| r.tracking = space.tracking(0, 0));
-        check_space(&space.volume, 0, space.free, space.reserve)?;
+        check_space(&space.volume, margin(space.reserve), space.free, space.reserve)?;
 
         self.set_step("CreatingCheckpoint");
         let (id, kind) = self.journal()?.next_cycle();

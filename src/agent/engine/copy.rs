@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use farshore_core::cycle::{Slice, SliceEnd, coarsen, slice_ends};
+use farshore_core::cycle::{Slice, SliceEnd, coarsen, margin, slice_ends};
 use farshore_core::format::list::MAX_RANGES;
 use farshore_core::ids::DiskId;
-use farshore_core::relationship::{FrozenDisk, Instant, Running, Stage};
+use farshore_core::relationship::{FrozenDisk, Instant, Running, Stage, check_space};
 use farshore_disk::extents::Extents;
 use farshore_hyperv::Hypervisor;
 use futures::StreamExt;
@@ -141,7 +141,7 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
         // Still reading changes that must be sent whole, and no room for them: let go of the checkpoint.
         if end == Some(SliceEnd::Space) && measure.changes_left > 0 {
             let (volume, free, reserve) = (&space.volume, space.free, space.reserve);
-            return farshore_core::relationship::check_space(volume, reserve / 5 + 1, free, reserve);
+            return check_space(volume, margin(reserve).saturating_add(1), free, reserve);
         }
         Ok(())
     }
