@@ -1,6 +1,7 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
@@ -10,9 +11,12 @@ use farshore_core::timing::Timing;
 use farshore_disk::FileDisk;
 use tokio_util::sync::CancellationToken;
 
+use crate::context::{Context, Policy};
 use crate::crash::Crash;
 use crate::kubernetes::{Settings, run};
 use crate::point_reader::PointReader;
+use crate::store::Store;
+use crate::task::{Next, VmTask};
 
 /// Applies what hosts upload to replica disks and makes recovery points.
 #[derive(Debug, Parser)]
@@ -26,6 +30,9 @@ pub struct Cli {
 enum Command {
     /// Work until told to stop (the default).
     Run(Run),
+    /// Work on one VM without Kubernetes until there is nothing to do, and print what it took.
+    #[command(hide = true)]
+    Settle(Settle),
     /// Read a recovery point: list, digest or export its disks.
     #[command(hide = true)]
     Point(Point),
@@ -53,17 +60,51 @@ struct Run {
     crash_at: Option<String>,
 }
 
+/// An account of an emulator.
 #[derive(Debug, Args)]
-struct Point {
+struct Account {
     /// Base URL of the blob service, with the account in the path where an emulator wants it.
     #[arg(long, env = "FARSHORE_BLOB_ENDPOINT")]
     blob_endpoint: String,
     /// The account.
-    #[arg(long, env = "FARSHORE_BLOB_ACCOUNT")]
+    #[arg(long, env = "FARSHORE_BLOB_ACCOUNT", default_value = "devstoreaccount1")]
     account: String,
-    /// The account's key, base64.
+    /// The account's key, base64; without it, the one that all emulators share.
     #[arg(long, env = "FARSHORE_BLOB_KEY", hide_env_values = true)]
-    key: String,
+    key: Option<String>,
+    /// Certificates (PEM) that storage is trusted by, besides the usual ones.
+    #[arg(long)]
+    blob_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Settle {
+    #[command(flatten)]
+    account: Account,
+    /// The VM.
+    #[arg(long)]
+    vm: VmId,
+    /// Periods as JSON.
+    #[arg(long)]
+    timing: Option<PathBuf>,
+    /// Seconds between cycles.
+    #[arg(long, default_value_t = 300)]
+    interval: u64,
+    /// Seconds between snapshot sets.
+    #[arg(long, default_value_t = 900)]
+    spacing: u64,
+    /// Seconds for which points are kept.
+    #[arg(long, default_value_t = 86_400)]
+    retention: u64,
+    /// Abort at a named point, `name` or `name:n`.
+    #[arg(long)]
+    crash_at: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Point {
+    #[command(flatten)]
+    account: Account,
     /// The VM.
     #[arg(long)]
     vm: VmId,
@@ -94,6 +135,7 @@ impl Cli {
         drop(rustls::crypto::ring::default_provider().install_default());
         match self.command {
             Some(Command::Run(args)) => args.execute().await,
+            Some(Command::Settle(args)) => args.execute().await,
             Some(Command::Point(args)) => args.execute().await,
             None => match Cli::try_parse_from(["farshore-replica-server", "run"])?.command {
                 Some(Command::Run(args)) => args.execute().await,
@@ -105,15 +147,8 @@ impl Cli {
 
 impl Run {
     async fn execute(self) -> anyhow::Result<()> {
-        let timing = match &self.timing {
-            None => Timing::default(),
-            Some(path) => {
-                let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-                serde_json::from_slice(&text).with_context(|| path.display().to_string())?
-            }
-        };
-        timing.check()?;
-        let crash = self.crash_at.as_deref().map(Crash::parse).transpose()?.unwrap_or_default();
+        let timing = timing(self.timing.as_deref())?;
+        let crash = crash(self.crash_at.as_deref())?;
         let config = match &self.kubeconfig {
             Some(path) => {
                 let file = kube::config::Kubeconfig::read_from(path)?;
@@ -143,11 +178,71 @@ impl Run {
     }
 }
 
+fn timing(path: Option<&Path>) -> anyhow::Result<Timing> {
+    let Some(path) = path else { return Ok(Timing::default()) };
+    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let timing: Timing = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    timing.check()?;
+    Ok(timing)
+}
+
+fn crash(at: Option<&str>) -> anyhow::Result<Crash> {
+    Ok(at.map(Crash::parse).transpose()?.unwrap_or_default())
+}
+
+impl Account {
+    fn open(&self) -> anyhow::Result<BlobService> {
+        let key = match &self.key {
+            Some(key) => SharedKey::new(&self.account, key).context("the key is not base64")?,
+            None => SharedKey::emulator(),
+        };
+        let endpoint = Endpoint::parse(&self.blob_endpoint)?;
+        let options = HttpOptions { ca_bundle: self.blob_ca_file.clone(), ..HttpOptions::default() };
+        Ok(BlobService::new(endpoint, Credential::SharedKey(key), &options)?)
+    }
+}
+
+impl Settle {
+    async fn execute(self) -> anyhow::Result<()> {
+        let store = Store::new(&self.account.open()?, self.vm);
+        let mut ctx = Context::new(self.vm, store, timing(self.timing.as_deref())?, "settle");
+        ctx.crash = crash(self.crash_at.as_deref())?;
+        let seconds = Duration::from_secs;
+        let policy = Policy {
+            interval: seconds(self.interval),
+            spacing: seconds(self.spacing),
+            retention: seconds(self.retention),
+        };
+        let started = std::time::Instant::now();
+        let mut task = VmTask::new(ctx);
+        while task.step(&policy).await? == Next::Now {}
+        print(&serde_json::json!({
+            "seconds": started.elapsed().as_secs_f64(),
+            "cpuSeconds": cpu_seconds(),
+            "peakMemoryBytes": peak_memory(),
+        }))
+    }
+}
+
+/// Most memory that this process ever had resident; Linux only.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Processor time of this process; Linux only, where clock ticks are hundredths of a second.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut ticks = fields.split_whitespace().skip(11);
+    let (user, system): (u32, u32) = (ticks.next()?.parse().ok()?, ticks.next()?.parse().ok()?);
+    Some(f64::from(user.saturating_add(system)) / 100.0)
+}
+
 impl Point {
     async fn execute(self) -> anyhow::Result<()> {
-        let key = SharedKey::new(&self.account, &self.key).context("the key is not base64")?;
-        let endpoint = Endpoint::parse(&self.blob_endpoint)?;
-        let service = BlobService::new(endpoint, Credential::SharedKey(key), &HttpOptions::default())?;
+        let service = self.account.open()?;
         if self.list {
             return print(&serde_json::json!(PointReader::names(&service, self.vm).await?));
         }

@@ -12,6 +12,7 @@
 
 mod crash;
 mod faults;
+mod memory;
 mod refused;
 mod source;
 mod steady;
