@@ -138,8 +138,8 @@ impl<H: Hypervisor + 'static, S: Store> Engine<H, S> {
                 "the slice ends"
             );
         }
-        // Still reading changes that must be sent whole, and no room for them: let go of the checkpoint.
-        if end == Some(SliceEnd::Space) && measure.changes_left > 0 {
+        // Changes that must be sent whole, or nothing copied at all, and no room: such a slice is of no use.
+        if end == Some(SliceEnd::Space) && (measure.changes_left > 0 || measure.copied_now == 0) {
             let (volume, free, reserve) = (&space.volume, space.free, space.reserve);
             return check_space(volume, margin(reserve).saturating_add(1), free, reserve);
         }
