@@ -32,6 +32,8 @@ pub const POLICY: &str = "gold";
 /// The vault: the world's Azurite.
 pub const VAULT: &str = "lab";
 
+/// Capacity of the host's volume in bytes: what the machine has free must not decide a test.
+const VOLUME: &str = "21474836480";
 /// The longest that anything may take before a test gives up on it.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -63,7 +65,7 @@ impl Stage {
         for worker in ["worker-1", "worker-2"] {
             world.start_replica_server(worker, &[])?;
         }
-        world.start_host(HOST, &["--record"]).await?;
+        world.start_host(HOST, &["--record", "--volume-bytes", VOLUME]).await?;
         let stage = Self { world, folder };
         stage
             .apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}))

@@ -54,6 +54,8 @@ const VM: &str = "sql01";
 const NAMESPACE: &str = "shop";
 /// How often the guest writes a number to both disks: often enough that every cycle catches it in between.
 const WRITE_EVERY: Duration = Duration::from_millis(15);
+/// Capacity of each host's volume in bytes, whatever this machine has free.
+const VOLUME: &str = "21474836480";
 /// How often the picture is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
 /// Where the numbers go on the data disk.
@@ -88,7 +90,7 @@ async fn play(args: &Args, folder: &Path, world: &World, started: Instant) -> an
 
     say("Making a virtual machine with a real ext4 system disk and a data disk, and starting it");
     for host in HOSTS {
-        world.start_host(host, &["--record"]).await?;
+        world.start_host(host, &["--record", "--volume-bytes", VOLUME]).await?;
     }
     let image = guest::make_image(folder, args.disk_mib * MIB, 400).await?;
     let admin = Admin::new(world.host_socket(HOSTS[0]));
