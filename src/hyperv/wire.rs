@@ -12,7 +12,7 @@ use crate::model::{CheckpointId, Consistency, RctId, ReferencePointId};
 pub const PATH: &str = "/hyperv";
 
 /// Most ranges in one answer to [`Request::QueryChanges`]; the client asks on from where it ended.
-pub const RANGES_PER_PAGE: usize = 65_536;
+pub const RANGES_PER_PAGE: usize = 8192;
 
 /// One call of the trait.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

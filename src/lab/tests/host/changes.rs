@@ -87,7 +87,7 @@ async fn changes_are_the_blocks_that_were_written_and_no_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_ranges_come_in_pages_and_are_all_there() {
     let host = Host::start(&[]).await;
-    let size = 600 * MIB;
+    let size = 80 * MIB;
     let vm = host.vm(&[size]).await;
     let first = host.hyperv.create_checkpoint(vm.info.id, "1", Consistency::Crash).await.unwrap();
     let mut guest = Nbd::connect(&vm, 0);
