@@ -352,10 +352,27 @@ fn same_numbers(a: &Status, b: &Status) -> bool {
     !aged
         && a.points == b.points
         && a.initial.map(|i| (i.total, i.copied)) == b.initial.map(|i| (i.total, i.copied))
-        && a.tracking == b.tracking
+        && same_tracking(a.tracking.as_ref(), b.tracking.as_ref())
         && a.last_error == b.last_error
         && messages(a) == messages(b)
 }
+
+/// Logs come and go with every cycle, and free space moves all the time: what tracking takes counts when it is
+/// half as much again, or half, and by more than [`TRACKING_STEP`]. The relationship has the newest figures.
+fn same_tracking(a: Option<&Tracking>, b: Option<&Tracking>) -> bool {
+    let near = |a: u64, b: u64| a.abs_diff(b) <= TRACKING_STEP.max(a.min(b) / 2);
+    match (a, b) {
+        (Some(a), Some(b)) => {
+            near(a.avhdx_bytes, b.avhdx_bytes)
+                && near(a.log_bytes, b.log_bytes)
+                && near(a.volume_free_bytes, b.volume_free_bytes)
+        }
+        (a, b) => a == b,
+    }
+}
+
+/// Smaller changes of what tracking takes are no reason for a write.
+const TRACKING_STEP: u64 = 256 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -381,6 +398,34 @@ mod tests {
         s
     }
 
+    fn tracking(log_bytes: u64) -> Option<Tracking> {
+        Some(Tracking { log_bytes, ..Tracking::default() })
+    }
+
+    #[test]
+    fn what_tracking_takes_counts_only_when_it_moved_a_lot() {
+        const GIB: u64 = 1 << 30;
+        for (before, after, counts) in [
+            (0, 200 << 20, false),
+            (0, 300 << 20, true),
+            (10 * GIB, 14 * GIB, false),
+            (10 * GIB, 16 * GIB, true),
+        ] {
+            let (a, b) =
+                (edited(|s| s.tracking = tracking(before)), edited(|s| s.tracking = tracking(after)));
+            assert_eq!(
+                due(&a, &b, None, Duration::from_secs(60), at(0)) == Write::Now,
+                counts,
+                "{before} {after}"
+            );
+            assert_eq!(
+                due(&b, &a, None, Duration::from_secs(60), at(0)) == Write::Now,
+                counts,
+                "{after} {before}"
+            );
+        }
+    }
+
     // DESIGN 3, write budget
     #[test]
     fn numbers_wait_and_a_change_of_meaning_does_not() {
@@ -403,6 +448,7 @@ mod tests {
                 None,
                 Write::Now,
             ),
+            ("a log more", edited(|s| s.tracking = tracking(100 << 20)), Some(at(0)), Write::At(soon)),
             ("message", edited(|s| s.conditions[0].message = "x".into()), Some(at(0)), Write::At(soon)),
             ("reason", edited(|s| s.conditions[0].reason = "Paused".into()), Some(at(0)), Write::Now),
             ("state", edited(|s| s.state = Some(LedgerState::Enabling)), Some(at(0)), Write::Now),
