@@ -48,8 +48,13 @@ async fn upload(vm: &Source, segments: &[Vec<(u64, usize)>]) -> Hash {
         let ranges = sealed.ranges.iter().map(|e| (e.offset, e.len)).collect();
         entries.push(SegmentEntry { hash, stored: sealed.bytes.len() as u64, ranges });
     }
-    let list =
-        SegmentList { format_version: 1, min_reader: 1, disk_id: disk, segments: entries, extra: Extra::new() };
+    let list = SegmentList {
+        format_version: 1,
+        min_reader: 1,
+        disk_id: disk,
+        segments: entries,
+        extra: Extra::new(),
+    };
     let bytes: Bytes = list.encode().unwrap().into();
     let hash = Hash::of(&bytes);
     let crc = crc64(&bytes);
@@ -72,7 +77,8 @@ async fn a_disk_of_64_gib_is_applied_in_less_than_256_mib() {
     let lab = Lab::start().await;
     let mut vm = lab.vm(&[1 << 20]).await;
     // Initial replication: ten segments of nearly 64 MiB each.
-    let large: Vec<Vec<(u64, usize)>> = (0..10).map(|i| vec![(i * 6 * GIB, (64 << 20) - (64 << 10))]).collect();
+    let large: Vec<Vec<(u64, usize)>> =
+        (0..10).map(|i| vec![(i * 6 * GIB, (64 << 20) - (64 << 10))]).collect();
     let list = upload(&vm, &large).await;
     let change = move |c: &mut farshore_core::format::commit::Commit| {
         (c.disks[0].list, c.disks[0].virtual_size) = (list, SIZE);

@@ -304,6 +304,27 @@ async fn no_set_is_made_of_a_replica_that_a_refused_cycle_spoilt() {
     assert_eq!(vm.prove_points().await, [4]);
 }
 
+// A disk that grew, or shrank, on the host is copied anew into the same replica; the points before keep its
+// former size.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_copy_takes_the_size_that_the_disk_has_now() {
+    let lab = Lab::start().await;
+    for size in [3 * MIB, MIB, MIB / 2] {
+        let mut vm = lab.vm(&[2 * MIB, MIB]).await;
+        let mut task = vm.task();
+        vm.protect().await;
+        settle(&mut task, &every_cycle()).await;
+        vm.new_stream(2, true).await;
+        vm.disks[0].bytes.resize(size as usize, 7);
+        vm.scribble(5);
+        vm.base(None).await;
+        vm.delta().await;
+        settle(&mut task, &every_cycle()).await;
+        assert_eq!(vm.cursor().await.applied, vm.previous);
+        assert_eq!(vm.prove_points().await, [4, 2]);
+    }
+}
+
 // Commits of the stream before that arrive late are never applied.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_commit_of_the_stream_before_changes_nothing() {

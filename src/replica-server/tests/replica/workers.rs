@@ -148,7 +148,8 @@ async fn workers_share_vms_take_over_and_go_on_without_the_api_server() {
     let parts = plane.parts();
     for worker in WORKERS {
         let program = Program::new(env!("CARGO_BIN_EXE_farshore-replica-server"));
-        let program = program.arg("run").arg("--kubeconfig").arg(plane.kubeconfig()).arg("--timing").arg(&timing);
+        let program =
+            program.arg("run").arg("--kubeconfig").arg(plane.kubeconfig()).arg("--timing").arg(&timing);
         parts.start(worker, program.args(["--name", worker])).unwrap();
     }
     applied(&vms).await;
@@ -200,7 +201,11 @@ async fn workers_share_vms_take_over_and_go_on_without_the_api_server() {
     until("it is let go", SOON, async || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         let plain = strip(&text);
-        Ok(if plain.contains(&line) { Seen::Yes(()) } else { Seen::NotYet(plain.lines().last().unwrap_or("").into()) })
+        Ok(if plain.contains(&line) {
+            Seen::Yes(())
+        } else {
+            Seen::NotYet(plain.lines().last().unwrap_or("").into())
+        })
     })
     .await
     .unwrap();
