@@ -222,6 +222,25 @@ impl Container {
         }
     }
 
+    /// Gives a page blob another length: it is cut, or grows by zeros. Its snapshots keep theirs.
+    ///
+    /// # Errors
+    /// Any; `TooLarge` for a length that no page blob can have.
+    pub async fn resize_page_blob(
+        &self,
+        name: &str,
+        len: u64,
+        lease: Option<&LeaseId>,
+    ) -> Result<(), BlobError> {
+        const OPERATION: &str = "resize page blob";
+        if !len.is_multiple_of(PAGE) || len > MAX_PAGE_BLOB {
+            return Err(BlobError::new(OPERATION, &self.path(name), BlobErrorKind::TooLarge));
+        }
+        let options = sdk::PageBlobClientResizeOptions { lease_id: lease_text(lease), ..Default::default() };
+        let answer = self.page_blob(name, &[])?.resize(len, Some(options)).await;
+        answer.map(drop).map_err(|e| self.error(&e, OPERATION, name))
+    }
+
     /// Replaces a blob's metadata.
     ///
     /// # Errors

@@ -46,8 +46,7 @@ const DISKS: usize = 4;
 pub(crate) async fn create_blobs(ctx: &Context, disks: &[CommitDisk]) -> Result<(), Halt> {
     for disk in disks {
         let blob = names::disk_blob(disk.disk_id);
-        if let Some(found) = again(|| ctx.store.replica.head(&blob)).await? {
-            check_size(disk, found.len)?;
+        if again(|| ctx.store.replica.head(&blob)).await?.is_some() {
             continue;
         }
         let new = NewPageBlob { len: blob_len(disk), metadata: Metadata::new(), if_none_match: true };
@@ -61,15 +60,6 @@ pub(crate) async fn create_blobs(ctx: &Context, disks: &[CommitDisk]) -> Result<
 
 fn blob_len(disk: &CommitDisk) -> u64 {
     vhd::padded_size(disk.virtual_size).saturating_add(vhd::FOOTER_SIZE)
-}
-
-fn check_size(disk: &CommitDisk, found: u64) -> Result<(), Halt> {
-    let want = blob_len(disk);
-    if found == want {
-        return Ok(());
-    }
-    let message = format!("replica of disk {} has {found} bytes, not {want}", disk.disk_id);
-    Err(Fault::new(Code::Unknown, message).into())
 }
 
 /// The metadata of a blob whose bytes are those after `cycle`.
@@ -111,8 +101,9 @@ impl Job<'_> {
 
     async fn disk(&self, disk: CommitDisk) -> Result<(), Halt> {
         let (ctx, disk) = (self.ctx, &disk);
-        let pages = Pages::open(ctx, disk, self.leases.of(disk.disk_id)?).await?;
-        self.clear(disk, &pages).await?;
+        let anew = self.batch.first().is_some_and(|first| first.full_copy.contains(&disk.disk_id));
+        let pages = Pages::open(ctx, disk, self.leases.of(disk.disk_id)?, anew).await?;
+        self.clear(disk, &pages, anew).await?;
         let ranges = self.batch.iter().map(|c| c.pending.ranges).fold(0, u64::saturating_add);
         let _planned = ctx.budget.plan(ranges).await;
         let (sources, plan) = self.plan(disk.disk_id).await?;
@@ -134,9 +125,9 @@ impl Job<'_> {
     /// Before the first cycle of a stream that copies: what a disk may hold that no later cycle overwrites.
     /// For a full copy that is everything. Otherwise it is what lies beyond the offset copied so far, where a
     /// cycle of the stream before, refused half-way, may have left data that the disk does not hold any more.
-    async fn clear(&self, disk: &CommitDisk, pages: &Pages<'_>) -> Result<(), Halt> {
+    async fn clear(&self, disk: &CommitDisk, pages: &Pages<'_>, anew: bool) -> Result<(), Halt> {
         let Some(first) = self.batch.first() else { return Ok(()) };
-        let from = if first.full_copy.contains(&disk.disk_id) {
+        let from = if anew {
             0
         } else if first.pending.kind == Kind::Base && first.id().cycle == CycleNo::FIRST {
             match self.copied.get(&disk.disk_id) {
@@ -181,13 +172,22 @@ struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Looks at the blob; one that no apply was ever finished on gets its footer.
-    async fn open(ctx: &'a Context, disk: &CommitDisk, lease: &'a LeaseId) -> Result<Self, Halt> {
+    /// Looks at the blob. One that no apply was ever finished on gets its footer; one that is copied `anew` may
+    /// be of another size than before.
+    async fn open(ctx: &'a Context, disk: &CommitDisk, lease: &'a LeaseId, anew: bool) -> Result<Self, Halt> {
         let pages = Self { ctx, blob: names::disk_blob(disk.disk_id), lease };
         let found = again(|| ctx.store.replica.head(&pages.blob)).await?;
         let found = found.ok_or_else(|| Halt::unknown(format!("{} is gone", pages.blob)))?;
-        check_size(disk, found.len)?;
-        if !found.metadata.contains_key("cycle") {
+        let len = blob_len(disk);
+        if found.len != len {
+            if !anew {
+                let message = format!("{} has {} bytes, not {len}", pages.blob, found.len);
+                return Err(Fault::new(Code::Unknown, message).into());
+            }
+            again(|| ctx.store.replica.resize_page_blob(&pages.blob, len, Some(lease))).await?;
+            tracing::info!(vm.id = %ctx.vm, disk.id = %disk.disk_id, len, "resized a replica disk");
+        }
+        if anew || !found.metadata.contains_key("cycle") {
             let size = vhd::padded_size(disk.virtual_size);
             // No time and no random id in it: a footer written again is the same footer.
             let footer = vhd::footer(size, disk.disk_id.0, 0);

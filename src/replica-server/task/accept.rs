@@ -103,10 +103,10 @@ impl VmTask {
         self.apply(batch, policy, copied, Some(&commit)).await
     }
 
-    /// A disk keeps its size while its chain lasts; a replica blob is made once.
+    /// A disk keeps its size while its chain lasts; only a copy from nothing may change it.
     pub(super) async fn same_sizes(&mut self, commit: &Commit) -> Result<(), Halt> {
         let Some(newest) = self.chain().await?.newest() else { return Ok(()) };
-        for disk in &commit.disks {
+        for disk in commit.disks.iter().filter(|d| !commit.full_copy.contains(&d.disk_id)) {
             let before = newest.disks.iter().find(|d| d.disk_id == disk.disk_id).map(|d| d.virtual_size);
             if let Some(before) = before.filter(|size| *size != disk.virtual_size) {
                 let message =

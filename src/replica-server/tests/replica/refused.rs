@@ -245,13 +245,13 @@ async fn a_verified_cycle_that_storage_lost_is_mended_by_a_full_copy_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_refused_base_cycle_left_behind_is_cleared() {
     let lab = Lab::start().await;
-    let mut vm = lab.vm(&[2 * MIB]).await;
+    let mut vm = lab.vm(&[4 * MIB]).await;
     let mut task = vm.task();
-    vm.fill(0, 0, 2 * MIB, 5);
+    vm.fill(0, 0, 4 * MIB, 5);
     vm.base(Some(MIB / 2)).await;
     settle(&mut task, &policy()).await;
-    vm.base(Some(MIB + MIB / 2)).await;
-    // The last of its segments is bad: those before are in the replica already.
+    vm.base(Some(3 * MIB + MIB / 2)).await;
+    // The last of its 24 segments is bad: most of those before are in the replica by then.
     let prefix = names::cycle_prefix(vm.previous.unwrap().id);
     let last = vm
         .uploaded(&prefix)
