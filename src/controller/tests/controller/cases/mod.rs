@@ -1,5 +1,6 @@
 mod deletion;
 mod hosts;
+mod ledger;
 mod ownership;
 mod protect;
 mod quiet;
