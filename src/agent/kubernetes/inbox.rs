@@ -222,7 +222,8 @@ impl<H: Hypervisor + 'static> Inbox<H> {
             Place { namespace: self.namespace.clone(), name: name.to_owned(), uid: uid.clone() },
             written,
             reports,
-            self.context.timing.status_refresh,
+            // The controller writes into the ProtectedVM as seldom: together one write per VM and refresh.
+            self.context.timing.status_refresh.saturating_mul(2),
         );
         running.spawn(writer);
         self.tasks.insert(name.to_owned(), Task { vm, uid, place: Some(place), goal, stop, running });
