@@ -147,7 +147,7 @@ impl Job<'_> {
 
     /// Every segment of this disk in the batch, oldest first, and who wins where.
     async fn plan(&self, disk: DiskId) -> Result<(Vec<(Source, SegmentEntry)>, RangePlan), Halt> {
-        let mut sources = Vec::new();
+        let mut sources: Vec<(Source, SegmentEntry)> = Vec::new();
         for cycle in self.batch {
             let Some(listed) = cycle.disks.iter().find(|d| d.disk_id == disk) else { continue };
             let list = self.ctx.store.list(cycle.id(), listed, &self.ctx.budget).await?;
@@ -156,11 +156,14 @@ impl Job<'_> {
                 (Source::new(cycle.id(), disk, index, &entry), entry)
             }));
         }
-        let ranges = sources.iter().zip(0_u32..).flat_map(|((_, entry), number)| {
-            entry.ranges.iter().map(move |&(offset, len)| (number, offset, len))
-        });
-        let plan = newest_wins(ranges);
-        Ok((sources, plan))
+        segment::blocking(move || {
+            let ranges = sources.iter().zip(0_u32..).flat_map(|((_, entry), number)| {
+                entry.ranges.iter().map(move |&(offset, len)| (number, offset, len))
+            });
+            let plan = newest_wins(ranges);
+            (sources, plan)
+        })
+        .await
     }
 }
 

@@ -54,6 +54,7 @@ pub async fn replicate_vm(ctx: Context, mut policy: watch::Receiver<Policy>) {
             },
         }
     }
+    tracing::info!(vm.id = %ctx.vm, "no longer ours");
 }
 
 /// What cannot be mended by waiting is looked at again at the ladder's slowest pace: there is no spec of ours
@@ -141,7 +142,7 @@ impl Worker {
             if let Some(running) = self.running.remove(&vm) {
                 running.stop.cancel();
                 self.ending.push(running.task);
-                tracing::info!(vm.id = %vm, "no longer ours");
+                tracing::debug!(vm.id = %vm, "told to end");
             }
         }
         for (vm, assignment) in wanted {

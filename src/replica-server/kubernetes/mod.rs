@@ -89,7 +89,9 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) ->
         tokio::select! {
             () = stop.cancelled() => break,
             _ = renewal.tick() => server.renew(&lease_api).await,
-            () = changed.notified() => {}
+            // Statuses of thousands of relationships change all the time: looked at together, a few times
+            // between two renewals.
+            () = changed.notified() => tokio::time::sleep(server.settings.timing.worker_lease_renew / 5).await,
         }
         // Nothing is taken before all three lists were read once: VMs would change hands for nothing.
         if !listed {
@@ -212,7 +214,7 @@ impl Server {
                 self.known.remove(&vm);
                 continue;
             }
-            match self.open(vm, &relationship, vaults).await {
+            match self.open(vm, relationship, vaults).await {
                 Ok(assignment) => {
                     self.complained.remove(&vm);
                     self.known.insert(vm, Known { assignment });
@@ -272,20 +274,20 @@ impl Server {
 
 /// The relationship that counts of each VM: of several, while a VM changes hosts, the one with the highest
 /// term and stream. Only those that replicate.
-fn current(relationships: &[Guarded<ReplicationRelationship>]) -> BTreeMap<VmId, ReplicationRelationship> {
-    let mut all: BTreeMap<VmId, ReplicationRelationship> = BTreeMap::new();
-    for guarded in relationships {
-        let Ok(relationship) = &guarded.0 else { continue };
+fn current(relationships: &[Guarded<ReplicationRelationship>]) -> BTreeMap<VmId, &ReplicationRelationship> {
+    let mut all: BTreeMap<VmId, &ReplicationRelationship> = BTreeMap::new();
+    for relationship in relationships.iter().filter_map(|guarded| guarded.0.as_ref().ok()) {
         let spec = &relationship.spec;
         let Ok(vm) = spec.vm_id.parse::<VmId>() else { continue };
         let replicates = match spec.goal {
             Goal::Replicate => true,
             Goal::StopReplicating => false,
         };
-        let newer =
-            all.get(&vm).is_none_or(|other| (other.spec.term, other.spec.stream) < (spec.term, spec.stream));
-        if replicates && newer {
-            all.insert(vm, relationship.clone());
+        let older = |other: &&ReplicationRelationship| {
+            (other.spec.term, other.spec.stream) < (spec.term, spec.stream)
+        };
+        if replicates && all.get(&vm).is_none_or(older) {
+            all.insert(vm, relationship);
         }
     }
     all

@@ -124,7 +124,7 @@ async fn end(vm: &Source) -> End {
 }
 
 /// A hook that kills at `point` the `nth` time.
-fn kill_at(point: CrashPoint, nth: u32) -> Crash {
+pub fn kill_at(point: CrashPoint, nth: u32) -> Crash {
     let left = AtomicU32::new(nth);
     Crash::hook(move |reached| {
         if reached == point && left.fetch_sub(1, Ordering::SeqCst) == 1 {

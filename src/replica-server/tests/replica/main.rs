@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod azurite;
 mod crash;
 mod faults;
 mod memory;

@@ -47,10 +47,17 @@ impl Lab {
         connect(&self.double)
     }
 
-    /// A VM with its containers and a ledger at Enabling.
+    /// A VM of this service.
     pub async fn vm(&self, sizes: &[u64]) -> Source {
+        Source::create(&self.service, sizes).await
+    }
+}
+
+impl Source {
+    /// A VM with its containers and a ledger.
+    pub async fn create(service: &BlobService, sizes: &[u64]) -> Self {
         let vm = VmId(Uuid::new_v4());
-        let store = Store::new(&self.service, vm);
+        let store = Store::new(service, vm);
         for container in [&store.replica, &store.up, &store.down] {
             container.create(&Metadata::new()).await.unwrap();
         }
@@ -64,7 +71,7 @@ impl Lab {
             })
             .collect();
         let mut source = Source {
-            service: self.service.clone(),
+            service: service.clone(),
             vm,
             store,
             disks,
