@@ -14,6 +14,7 @@ mod azurite;
 mod crash;
 mod faults;
 mod memory;
+mod program;
 mod refused;
 mod source;
 mod steady;
