@@ -1,5 +1,7 @@
 //! Gathers the facts about one ProtectedVM: stores first, then its containers. No policy here.
 
+use std::collections::BTreeMap;
+
 use farshore_api::{ProtectedVM, ReplicationRelationship};
 use farshore_core::ids::VmId;
 use farshore_core::retry;
@@ -137,21 +139,25 @@ fn relationships(
     (list, leftovers)
 }
 
-/// VMs of the site's accepted hosts that have the settled id, or else the name.
+/// VMs of the site's accepted hosts that have the settled id, or else the name. One pass over all reports: there are
+/// many, and hosts only matter for the few that match.
 fn reports(ctx: &Context, me: &observed::Me, now: Timestamp) -> Vec<Report> {
-    let mut reports = Vec::new();
-    for host in all(&ctx.stores.hosts).iter().filter_map(|h| h.0.as_ref().ok()) {
-        if host.spec.site != me.site || !host.spec.accepted {
-            continue;
-        }
-        let facts = facts::host(host, host::connected(ctx, host, now));
-        let found = ctx.stores.reports.state_filter(|vm| {
-            vm.0.as_ref()
-                .is_ok_and(|vm| vm.namespace().as_deref() == Some(&facts.namespace) && means(me, &vm.spec))
-        });
-        let found = found.iter().filter_map(|vm| vm.0.as_ref().ok());
-        reports.extend(found.filter_map(|vm| facts::report(vm, facts.clone())));
+    let found = ctx.stores.reports.state_filter(|vm| vm.0.as_ref().is_ok_and(|vm| means(me, &vm.spec)));
+    if found.is_empty() {
+        return vec![];
     }
+    let mut hosts = BTreeMap::new();
+    for host in all(&ctx.stores.hosts).iter().filter_map(|h| h.0.as_ref().ok()) {
+        if host.spec.site == me.site && host.spec.accepted {
+            let facts = facts::host(host, host::connected(ctx, host, now));
+            hosts.insert(facts.namespace.clone(), facts);
+        }
+    }
+    let mut reports: Vec<Report> = found
+        .iter()
+        .filter_map(|vm| vm.0.as_ref().ok())
+        .filter_map(|vm| facts::report(vm, hosts.get(&vm.namespace()?)?.clone()))
+        .collect();
     reports.sort_by(|a, b| (a.vm_id, &a.host.name).cmp(&(b.vm_id, &b.host.name)));
     reports
 }

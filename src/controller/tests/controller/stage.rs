@@ -100,12 +100,33 @@ impl Write for Log {
     }
 }
 
+/// A controller in this process.
+pub(crate) struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Ends where it stands, as by SIGKILL: nothing is given up.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        // The end of an aborted task is an error by design.
+        drop(self.task.await);
+    }
+
+    /// Ends in good order, as by SIGTERM.
+    pub(crate) async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
 /// The shared world.
 pub(crate) struct Stage {
     pub(crate) world: World,
     pub(crate) log: Log,
     kubeconfig: PathBuf,
-    controller: Mutex<Option<JoinHandle<()>>>,
+    controller: Mutex<Option<Running>>,
 }
 
 impl Stage {
@@ -159,8 +180,8 @@ impl Stage {
         self.world.client()
     }
 
-    /// Starts the controller with the chart's rights.
-    pub(crate) async fn start_controller(&self) -> anyhow::Result<()> {
+    /// Starts another controller with the chart's rights.
+    pub(crate) async fn another_controller(&self) -> anyhow::Result<Running> {
         let settings = ControllerSettings {
             client: launch::client(&self.kubeconfig).await?,
             namespace: launch_namespace(),
@@ -170,27 +191,38 @@ impl Stage {
             metrics_listen: None,
             clock: Arc::new(Timestamp::now),
         };
-        let running = tokio::spawn(async move {
-            if let Err(error) = run::run(settings, CancellationToken::new()).await {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = run::run(settings, stopped).await {
                 tracing::error!(error = format!("{error:#}"), "the controller ended");
             }
         });
+        Ok(Running { stop, task })
+    }
+
+    /// Starts the controller of the shared world.
+    pub(crate) async fn start_controller(&self) -> anyhow::Result<()> {
+        let running = self.another_controller().await?;
         *self.controller.lock().unwrap() = Some(running);
         Ok(())
     }
 
+    /// The controller of the shared world, to be ended; somebody has to start one afterwards.
+    pub(crate) fn take_controller(&self) -> Running {
+        self.controller.lock().unwrap().take().unwrap()
+    }
+
     /// Ends the controller where it stands; what it was doing is left as it is. Its Lease is not given up, so the test
-    /// does that, as nobody wants to wait for it.
+    /// removes it, as nobody wants to wait for its end each time.
     pub(crate) async fn kill_controller(&self) {
-        let running = self.controller.lock().unwrap().take();
-        if let Some(running) = running {
-            running.abort();
-            // The end of an aborted task is an error by design.
-            drop(running.await);
-        }
-        let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
-            Api::namespaced(self.client(), &launch_namespace());
-        leases.delete("farshore-controller", &DeleteParams::default()).await.unwrap();
+        self.take_controller().kill().await;
+        self.leases().delete("farshore-controller", &DeleteParams::default()).await.unwrap();
+    }
+
+    /// Leases in Farshore's namespace.
+    pub(crate) fn leases(&self) -> Api<k8s_openapi::api::coordination::v1::Lease> {
+        Api::namespaced(self.client(), &launch_namespace())
     }
 
     pub(crate) async fn create_cluster<K>(&self, object: Value) -> anyhow::Result<K>

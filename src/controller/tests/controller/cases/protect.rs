@@ -159,3 +159,32 @@ fn an_api_server_killed_in_between_is_waited_for() {
         assert_eq!(status["state"], "Protected");
     });
 }
+
+// Of two replicas one leads; the other goes on when that is killed, or ends in good order.
+#[test]
+fn another_replica_takes_over_from_one_that_is_killed_or_stopped() {
+    stage_alone(async |stage| {
+        let holder = async || {
+            let lease = stage.leases().get("farshore-controller").await.unwrap();
+            lease.spec.unwrap().holder_identity
+        };
+        let first = holder().await;
+        let second = stage.another_controller().await.unwrap();
+        let vm = stage.protected("two-replicas", json!({})).await;
+        assert_eq!(holder().await, first, "the second waits");
+        stage.take_controller().kill().await;
+        vm.take_up(json!({"journalLost": true})).await;
+        vm.relationship(|r| r.spec.stream == 2).await;
+        let after_kill = holder().await;
+        assert_ne!(after_kill, first);
+        stage.start_controller().await.unwrap();
+        second.end().await;
+        vm.take_up(json!({"journalLost": true})).await;
+        vm.relationship(|r| r.spec.stream == 3).await;
+        assert_ne!(holder().await, after_kill);
+        let ledger = vm.ledger().await;
+        assert_eq!(ledger.stream, Stream(3));
+        let seqs: Vec<u64> = ledger.history.iter().map(|h| h.seq).collect();
+        assert_eq!(seqs, (1..=ledger.seq).collect::<Vec<_>>(), "no write was lost or doubled");
+    });
+}
