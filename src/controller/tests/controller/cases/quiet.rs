@@ -70,3 +70,38 @@ fn no_secret_is_in_logs_status_events_or_jobs() {
         assert!(stage.log.text().contains("SAS handed out"), "the log was caught");
     });
 }
+
+// R7.3
+#[tokio::test]
+async fn metrics_are_served() {
+    use std::sync::Arc;
+
+    use farshore_controller::metrics::{Metrics, serve};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let port = farshore_lab::launch::Port::free().unwrap();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port.number()));
+    let metrics = Arc::new(Metrics::default());
+    metrics.host("h1", true);
+    let serving = tokio::spawn(serve(address, metrics));
+    let answer = farshore_lab::launch::until("metrics", crate::stage::LIMIT, async || {
+        let Ok(mut stream) = tokio::net::TcpStream::connect(address).await else {
+            return Ok(farshore_lab::launch::Seen::NotYet("no connection".into()));
+        };
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        Ok(farshore_lab::launch::Seen::Yes(text))
+    })
+    .await
+    .unwrap();
+    serving.abort();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("application/openmetrics-text"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("farshore_host_connected{host=\"h1\"} 1") && answer.trim_end().ends_with("# EOF")
+    );
+}
