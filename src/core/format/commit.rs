@@ -260,7 +260,8 @@ pub(crate) mod tests {
             consistency: Consistency::Crash,
             point_time: "2026-01-02T03:04:05Z".parse().unwrap(),
             next_cycle_at: "2026-01-02T03:09:05Z".parse().unwrap(),
-            previous: (cycle > 1).then(|| CommitRef { id: id(cycle - 1), hash: Hash([u8::try_from(cycle).unwrap(); 32]) }),
+            previous: (cycle > 1)
+                .then(|| CommitRef { id: id(cycle - 1), hash: Hash([u8::try_from(cycle).unwrap(); 32]) }),
             configuration: Configuration { generation: 2, ..Configuration::default() },
             reference_point_id: "rp".into(),
             own_point_ids: vec!["rp".into()],
