@@ -37,12 +37,13 @@ pub(crate) fn installed(cache: &Path) -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// Copies `disk` once.
+/// Copies `disk` once; with its pacing it keeps to what the service takes for one page blob.
 pub(crate) async fn copy(
     program: &Path,
     double: &Double,
     scratch: &Path,
     disk: &Path,
+    pace: bool,
 ) -> anyhow::Result<Sample> {
     let container = double.service.container(CONTAINER);
     container.create(&Metadata::new()).await?;
@@ -56,7 +57,7 @@ pub(crate) async fn copy(
         .args(["--log-level", "ERROR", "--output-level", "essential"])
         .arg(disk)
         .arg(target)
-        .env("AZCOPY_PACE_PAGE_BLOBS", "false")
+        .env("AZCOPY_PACE_PAGE_BLOBS", pace.to_string())
         .env("AZCOPY_LOG_LOCATION", &own)
         .env("AZCOPY_JOB_PLAN_LOCATION", &own);
     double.reset()?;

@@ -32,6 +32,8 @@ pub(crate) struct Kind {
     pub(crate) null: bool,
     /// Megabits a second, each way; 0: as fast as it goes.
     pub(crate) mbit: u64,
+    /// Refuses above 60 MiB and 500 requests a second per blob, as Azure does.
+    pub(crate) blob_limits: bool,
 }
 
 impl Double {
@@ -48,6 +50,9 @@ impl Double {
             vec!["blob", "--folder", folder_arg, "--port-file", port_arg, "--bandwidth-mbit", &mbit];
         if kind.null {
             args.push("--null");
+        }
+        if kind.blob_limits {
+            args.push("--blob-limits");
         }
         let mut process = Process::own("the blob double", &args, &folder.join("log"))?;
         let begun = Instant::now();
