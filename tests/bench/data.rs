@@ -84,6 +84,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const MEMORY_DISK: u64 = 64 << 30;
 const MEMORY_AIM: f64 = 256.0 * 1024.0 * 1024.0;
 
+/// How far our runs go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// All is safe in storage.
+    Safe,
+    /// The cycle after is there too: with it there can be a recovery point.
+    Point,
+    /// A replica server runs, and has made the first recovery point.
+    Protected,
+}
+
 /// Everything that all parts use.
 struct Bench {
     rounds: usize,
@@ -142,7 +153,7 @@ impl Bench {
         let vm = Vm::of_image(&self.scratch.path().join("host"), &self.disk.raw).await?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for round in 1..=self.rounds {
-            ours.push(self.ours(&vm, Kind::default(), true).await?);
+            ours.push(self.ours(&vm, Kind::default(), Until::Protected).await?);
             theirs.push(self.theirs(&self.disk.raw, Kind::default()).await?);
             note("initial", round, &ours, &theirs);
         }
@@ -169,7 +180,7 @@ impl Bench {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         // The link is the clock here: it does not vary.
         for round in 1..=self.rounds.min(2) {
-            ours.push(self.ours(&vm, kind, false).await?);
+            ours.push(self.ours(&vm, kind, Until::Safe).await?);
             theirs.push(self.theirs(&part_of_disk, kind).await?);
             note("link", round, &ours, &theirs);
         }
@@ -186,7 +197,7 @@ impl Bench {
         let kind = Kind { blob_limits: true, ..Kind::default() };
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         // The limits are the clock here, and it takes long.
-        ours.push(self.ours(&vm, kind, true).await?);
+        ours.push(self.ours(&vm, kind, Until::Protected).await?);
         theirs.push(self.theirs(&self.disk.raw, kind).await?);
         note("limits", 1, &ours, &theirs);
         let (a, b) = (median(&ours), median(&theirs));
@@ -198,27 +209,21 @@ impl Bench {
     }
 
     /// Replicates the VM's disk into a new double: until safe, or until it has a recovery point.
-    async fn ours(&self, vm: &Vm, kind: Kind, until_protected: bool) -> anyhow::Result<Sample> {
+    async fn ours(&self, vm: &Vm, kind: Kind, until: Until) -> anyhow::Result<Sample> {
         let run = Scratch::new(self.scratch.path(), "ours")?;
         let double = Double::start(&run.path().join("blobs"), kind).await?;
-        let sample = self.ours_into(&double, run.path(), vm, until_protected).await?;
+        let sample = self.ours_into(&double, run.path(), vm, until).await?;
         double.stop()?;
         settle();
         Ok(sample)
     }
 
-    async fn ours_into(
-        &self,
-        double: &Double,
-        run: &Path,
-        vm: &Vm,
-        until_protected: bool,
-    ) -> anyhow::Result<Sample> {
+    async fn ours_into(&self, double: &Double, run: &Path, vm: &Vm, until: Until) -> anyhow::Result<Sample> {
         vm.clean().await?;
         relationship::prepare(double, vm.id, vm.disk).await?;
-        let mut replica = match until_protected {
-            true => Some(self.replica_server(double, double, run, vm.id).await?),
-            false => None,
+        let mut replica = match until {
+            Until::Protected => Some(self.replica_server(double, double, run, vm.id).await?),
+            Until::Safe | Until::Point => None,
         };
         let job = agent_job(run, double, &vm.socket, vm.id, vm.disk)?;
         double.reset()?;
@@ -251,6 +256,13 @@ impl Bench {
             let (at, usage) = self.protected(double, double, replica, vm.id, begun).await?;
             sample.protected = seconds(first, at);
             (sample.replica_cpu, sample.replica_peak) = (usage.cpu.as_secs_f64(), usage.peak as f64);
+        }
+        if until == Until::Point {
+            while up.head(&names::commit(commit.next())).await?.is_none() {
+                agent.must_live()?;
+                too_long(begun)?;
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
         }
         sample.peak = sample.peak.max(agent.kill()?.peak as f64);
         Ok(sample)
@@ -372,7 +384,7 @@ impl Bench {
         let run = Scratch::new(self.scratch.path(), "ceiling")?;
         let vm = Vm::of_image(&run.path().join("host"), &self.disk.raw).await?;
         let cycles = Double::start(&run.path().join("cycles"), Kind::default()).await?;
-        self.ours_into(&cycles, run.path(), &vm, false).await?;
+        self.ours_into(&cycles, run.path(), &vm, Until::Point).await?;
         let mut runs = Vec::new();
         for round in 1..=self.rounds {
             let folder = run.path().join(format!("replica{round}"));
@@ -406,7 +418,7 @@ impl Bench {
         let vm = Vm::of_image(&self.scratch.path().join("host-resume"), &self.disk.raw).await?;
         let (mut whole, mut killed) = (Vec::new(), Vec::new());
         for round in 1..=self.rounds {
-            let uninterrupted = self.ours(&vm, Kind::default(), false).await?;
+            let uninterrupted = self.ours(&vm, Kind::default(), Until::Safe).await?;
             killed.push(self.killed_half_way(&vm, uninterrupted.wire / 2.0).await?);
             whole.push(uninterrupted);
             note("resume", round, &killed, &whole);
@@ -472,7 +484,7 @@ impl Bench {
             vm.write(offset, 64 << 10).await?;
         }
         let double = Double::start(&run.path().join("blobs"), Kind::default()).await?;
-        let sample = self.ours_into(&double, run.path(), &vm, true).await?;
+        let sample = self.ours_into(&double, run.path(), &vm, Until::Protected).await?;
         let stats = double.stats()?;
         double.stop()?;
         eprintln!("memory: protected after {:.0} s, {} sent", sample.protected, shown(sample.wire, "B"));
