@@ -1,11 +1,13 @@
 //! Compiled third-party crates, kept outside the clone so that the next clone need not compile them.
 //!
 //! ```text
-//! <cache>/target-<hash of rustc -vV, profiles and Cargo.lock>/{.fingerprint,build,deps}
+//! <cache>/target-<hash of rustc -vV>-<hash of Cargo.lock's third-party crates>/{.fingerprint,build,deps}
 //! ```
-//! Cargo's fingerprints of registry crates name no path of the clone, so their units can be copied, times
-//! and all, between target folders. Ours do name it and are never kept. What cargo finds wrong it compiles
-//! again: a bad cache costs time, not correctness.
+//! A lock file that was not seen before begins with the units of the last one: most of them fit.
+//! Cargo's fingerprints of registry crates name no path of the clone, so their units can be copied between
+//! target folders. Ours do name it and are never kept. Cargo compiles a unit again when one that it depends on
+//! is newer, so all that is copied at once gets one time: now. What cargo finds wrong it compiles again: a
+//! bad cache costs time, not correctness.
 
 use std::{
     collections::HashSet,
@@ -24,21 +26,23 @@ const KEPT: usize = 1;
 
 /// Brings what is cached into this clone's target folder.
 pub(crate) fn fetch() -> Result<()> {
-    let kept = folder()?;
-    if kept.is_dir() {
-        let lock = lock(&kept)?;
-        lock.lock_shared()?;
-        let n = merge(&kept, &target().join("debug"))?;
-        if n > 0 {
-            eprintln!("took {n} compiled units from {}", kept.display());
-        }
+    let (toolchain, crates) = key()?;
+    let exact = cache()?.join(format!("{toolchain}-{crates}"));
+    let kept = if exact.is_dir() { Some(exact) } else { by_last_use(&toolchain)?.pop() };
+    let Some(kept) = kept else { return Ok(()) };
+    let lock = lock(&kept)?;
+    lock.lock_shared()?;
+    let n = merge(&kept, &target().join("debug"))?;
+    if n > 0 {
+        eprintln!("took {n} compiled units from {}", kept.display());
     }
     Ok(())
 }
 
 /// Keeps what this clone's target folder has more than the cache.
 pub(crate) fn keep() -> Result<()> {
-    let kept = folder()?;
+    let (toolchain, crates) = key()?;
+    let kept = cache()?.join(format!("{toolchain}-{crates}"));
     fs::create_dir_all(&kept)?;
     let lock = lock(&kept)?;
     lock.lock()?;
@@ -46,29 +50,33 @@ pub(crate) fn keep() -> Result<()> {
     if n > 0 {
         eprintln!("kept {n} compiled units in {}", kept.display());
     }
-    forget_old(&kept)
+    forget_old(&kept, &toolchain)
 }
 
-/// Changes with everything that changes all units: others are told apart by cargo's own hashes.
-fn folder() -> Result<PathBuf> {
-    let mut hasher = DefaultHasher::new();
-    program("rustc").args(["-vV"]).stdout()?.hash(&mut hasher);
-    for file in ["Cargo.lock", "Cargo.toml"] {
-        fs::read_to_string(root().join(file))?.hash(&mut hasher);
-    }
+/// The two parts of a folder's name. Profiles and features are not in it: cargo tells units apart by them.
+fn key() -> Result<(String, String)> {
+    let mut toolchain = DefaultHasher::new();
+    program("rustc").args(["-vV"]).stdout()?.hash(&mut toolchain);
     for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
-        std::env::var_os(variable).hash(&mut hasher);
+        std::env::var_os(variable).hash(&mut toolchain);
     }
-    Ok(cache()?.join(format!("target-{:016x}", hasher.finish())))
+    let mut crates = DefaultHasher::new();
+    let locked = fs::read_to_string(root().join("Cargo.lock"))?;
+    locked.lines().filter(|line| line.starts_with("checksum = ")).for_each(|line| line.hash(&mut crates));
+    Ok((format!("target-{:016x}", toolchain.finish()), format!("{:016x}", crates.finish())))
 }
 
 fn lock(kept: &Path) -> Result<File> {
     let path = kept.with_extension("lock");
-    File::create(&path).with_context(|| path.display().to_string())
+    let file = File::create(&path).with_context(|| path.display().to_string())?;
+    // Says when the folder was last used.
+    file.set_modified(SystemTime::now())?;
+    Ok(file)
 }
 
 /// Copies the units of third-party crates that `to` lacks; returns how many.
 fn merge(from: &Path, to: &Path) -> Result<usize> {
+    let now = SystemTime::now();
     let present: HashSet<_> = names(&to.join(".fingerprint"))?.into_iter().collect();
     let missing: Vec<String> = names(&from.join(".fingerprint"))?
         .into_iter()
@@ -80,18 +88,18 @@ fn merge(from: &Path, to: &Path) -> Result<usize> {
     let hashes: HashSet<&str> = missing.iter().filter_map(|unit| hash_of(unit)).collect();
     for file in names(&from.join("deps"))? {
         if hash_of(&file).is_some_and(|hash| hashes.contains(hash)) {
-            copy(&from.join("deps").join(&file), &to.join("deps").join(&file))?;
+            copy(&from.join("deps").join(&file), &to.join("deps").join(&file), now)?;
         }
     }
     for unit in &missing {
         let built = from.join("build").join(unit);
         if built.is_dir() {
-            copy(&built, &to.join("build").join(unit))?;
+            copy(&built, &to.join("build").join(unit), now)?;
         }
     }
     // Last: without its fingerprint a unit that was copied in part is compiled again.
     for unit in &missing {
-        copy(&from.join(".fingerprint").join(unit), &to.join(".fingerprint").join(unit))?;
+        copy(&from.join(".fingerprint").join(unit), &to.join(".fingerprint").join(unit), now)?;
     }
     Ok(missing.len())
 }
@@ -115,14 +123,14 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
 }
 
-/// Copies a file or folder with its times: cargo compares those of a unit with those of its dependencies.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a file or folder, as if it had been made at `time`.
+fn copy(from: &Path, to: &Path, time: SystemTime) -> Result<()> {
     let what = || from.display().to_string();
     let metadata = fs::metadata(from).with_context(what)?;
     if metadata.is_dir() {
         fs::create_dir_all(to).with_context(what)?;
         for name in names(from)? {
-            copy(&from.join(&name), &to.join(&name))?;
+            copy(&from.join(&name), &to.join(&name), time)?;
         }
     } else {
         if let Some(folder) = to.parent() {
@@ -131,26 +139,32 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         // Never write into a file that is there: it may be linked from elsewhere.
         let part = to.with_extension("part");
         fs::copy(from, &part).with_context(what)?;
-        let modified = metadata.modified().with_context(what)?;
-        File::options().append(true).open(&part)?.set_times(FileTimes::new().set_modified(modified))?;
+        File::options().append(true).open(&part)?.set_times(FileTimes::new().set_modified(time))?;
         fs::rename(&part, to).with_context(what)?;
     }
     Ok(())
 }
 
-/// Removes the caches of other lock files but the last used ones.
-fn forget_old(kept: &Path) -> Result<()> {
-    let Some(folder) = kept.parent() else { return Ok(()) };
-    let mut others: Vec<(SystemTime, PathBuf)> = names(folder)?
+/// The folders of a toolchain, the last used last.
+fn by_last_use(toolchain: &str) -> Result<Vec<PathBuf>> {
+    let cache = cache()?;
+    let mut found: Vec<(SystemTime, PathBuf)> = names(&cache)?
         .into_iter()
-        .map(|name| folder.join(name))
-        .filter(|path| path != kept && path.is_dir())
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("target-")))
+        .filter(|name| name.starts_with(toolchain))
+        .map(|name| cache.join(name))
+        .filter(|path| path.is_dir())
         .filter_map(|path| Some((fs::metadata(path.with_extension("lock")).ok()?.modified().ok()?, path)))
         .collect();
-    others.sort();
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Removes the folders of other lock files but the last used ones.
+fn forget_old(kept: &Path, toolchain: &str) -> Result<()> {
+    let mut others = by_last_use(toolchain)?;
+    others.retain(|path| path != kept);
     others.truncate(others.len().saturating_sub(KEPT));
-    for (_, path) in others {
+    for path in others {
         let lock = lock(&path)?;
         if lock.try_lock().is_ok() {
             fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
@@ -183,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn units_of_others_are_copied_once_with_their_times_and_ours_never() {
+    fn units_of_others_are_copied_once_at_one_time_and_ours_never() {
         let folder = std::env::temp_dir().join(format!("xtask-compiled-{}", std::process::id()));
         let (from, to) = (folder.join("from"), folder.join("to"));
         unit(&from, "serde", "1941105a77046009");
@@ -191,7 +205,8 @@ mod tests {
         assert_eq!(merge(&from, &to).unwrap(), 1);
         let copied = to.join("deps/libserde-1941105a77046009.rlib");
         let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
-        assert_eq!(modified(&copied), modified(&from.join("deps/libserde-1941105a77046009.rlib")));
+        assert_eq!(modified(&copied), modified(&to.join("build/serde-1941105a77046009/out/bindings.rs")));
+        assert!(modified(&copied) > modified(&from.join("deps/libserde-1941105a77046009.rlib")));
         assert!(to.join("build/serde-1941105a77046009/out/bindings.rs").exists());
         assert_eq!(names(&to.join(".fingerprint")).unwrap(), ["serde-1941105a77046009"]);
         assert_eq!(merge(&from, &to).unwrap(), 0);

@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+const OF_OUR_PACKAGE: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"];
+
 /// The checkout.
 pub(crate) fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -43,6 +45,12 @@ pub(crate) fn cargo<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> She
 pub(crate) fn program(path: impl Into<OsString>) -> Shell {
     let mut command = Command::new(path.into());
     command.current_dir(root());
+    // `cargo run` told us about our own package; ring's build script, for one, runs again when that changes.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| OF_OUR_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
     Shell(command)
 }
 

@@ -1,3 +1,5 @@
+#![expect(clippy::cast_possible_truncation, reason = "the disks of these tests are small")]
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -110,8 +112,7 @@ async fn run(transfer: &Arc<Transfer<Kept>>, plan: Plan) -> Vec<Result<Sent>> {
 /// Replays what was sent over zeros.
 fn replay(transfer: &Transfer<Kept>, sent: &[Sent], first: u32, size: u64) -> Vec<u8> {
     let mut image = vec![0; size as usize];
-    let mut index = first;
-    for entry in sent.iter().filter_map(|s| s.entry.as_ref()) {
+    for (index, entry) in (first..).zip(sent.iter().filter_map(|s| s.entry.as_ref())) {
         let name = names::segment(transfer.cycle, DISK, index, &entry.hash);
         let bytes = transfer.store.blobs.lock().unwrap().get(&name).cloned();
         let bytes = bytes.unwrap_or_else(|| panic!("segment {index} is not there: indexes have a gap"));
@@ -123,7 +124,6 @@ fn replay(transfer: &Transfer<Kept>, sent: &[Sent], first: u32, size: u64) -> Ve
                 Content::Data(data) => image[range].copy_from_slice(&data),
             }
         }
-        index += 1;
     }
     image
 }
