@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use farshore_azure::{Create, LeaseId, Metadata, NewPageBlob, PAGE, crc64};
+use farshore_azure::{BlobError, BlobErrorKind, Create, LeaseId, Metadata, NewPageBlob, PAGE, crc64};
 use farshore_core::fault::{Code, Fault};
 use farshore_core::format::commit::{CommitDisk, Kind};
 use farshore_core::format::list::SegmentEntry;
@@ -26,12 +26,14 @@ use farshore_core::points::{Piece, RangePlan, newest_wins};
 use farshore_disk::vhd;
 use futures::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::chain::Cycle;
 use crate::context::Context;
 use crate::crash::CrashPoint;
 use crate::halt::{Halt, again};
 use crate::lease::Leases;
+use crate::pace::Pace;
 use crate::segment::{self, Source, decode, fetch};
 use crate::write::{Assembler, Write};
 
@@ -172,13 +174,14 @@ struct Pages<'a> {
     ctx: &'a Context,
     blob: String,
     lease: &'a LeaseId,
+    pace: Pace,
 }
 
 impl<'a> Pages<'a> {
     /// Looks at the blob. One that no apply was ever finished on gets its footer; one that is copied `anew` may
     /// be of another size than before.
     async fn open(ctx: &'a Context, disk: &CommitDisk, lease: &'a LeaseId, anew: bool) -> Result<Self, Halt> {
-        let pages = Self { ctx, blob: names::disk_blob(disk.disk_id), lease };
+        let pages = Self { ctx, blob: names::disk_blob(disk.disk_id), lease, pace: Pace::default() };
         let found = again(|| ctx.store.replica.head(&pages.blob)).await?;
         let found = found.ok_or_else(|| Halt::unknown(format!("{} is gone", pages.blob)))?;
         let len = blob_len(disk);
@@ -210,14 +213,30 @@ impl<'a> Pages<'a> {
         match write {
             Write::Put { offset, bytes } => {
                 let crc = crc64(&bytes);
-                again(|| replica.put_pages(blob, offset, bytes.clone(), lease, crc)).await?;
+                let len = bytes.len() as u64;
+                again(|| self.paced(len, replica.put_pages(blob, offset, bytes.clone(), lease, crc))).await?;
             }
             Write::Clear { offset, len } => {
-                again(|| replica.clear_pages(blob, offset..offset.saturating_add(len), lease)).await?;
+                let range = offset..offset.saturating_add(len);
+                again(|| self.paced(0, replica.clear_pages(blob, range.clone(), lease))).await?;
             }
         }
         self.ctx.crash.at(CrashPoint::PagesWritten);
         Ok(())
+    }
+
+    /// Sends one request in its turn, and learns from a refusal.
+    async fn paced<T>(
+        &self,
+        bytes: u64,
+        request: impl Future<Output = Result<T, BlobError>>,
+    ) -> Result<T, BlobError> {
+        self.pace.turn(bytes).await;
+        let answer = request.await;
+        if matches!(&answer, Err(error) if matches!(error.kind, BlobErrorKind::Throttled { .. })) {
+            self.pace.refused(Instant::now());
+        }
+        answer
     }
 
     /// Writes what one segment wins. A thread decodes while the Puts before are on their way.

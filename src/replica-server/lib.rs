@@ -15,6 +15,7 @@ mod crash;
 mod cursor;
 mod halt;
 mod lease;
+mod pace;
 mod point_reader;
 mod prune;
 mod segment;
