@@ -2,7 +2,7 @@
 //!
 //! One world for all cases of a test program: control plane, Azurite, the chart by helm, controller, two workers of
 //! the replica server, and one host with its agent. Each case makes its own VM, so cases run beside each other; those
-//! that kill a shared part are written so that the others only become slower.
+//! that take away what others need run alone.
 #![expect(
     clippy::expect_used,
     clippy::panic,
@@ -11,4 +11,4 @@
 
 mod stage;
 
-pub use stage::{HOST, NAMESPACE, POLICY, Protected, SITE, Stage, VAULT, stage};
+pub use stage::{HOST, NAMESPACE, POLICY, Protected, SITE, Stage, VAULT, stage, stage_alone};

@@ -20,6 +20,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tokio::sync::RwLock;
 
 /// The host of the shared world.
 pub const HOST: &str = "hv01";
@@ -41,8 +42,26 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a ru
 static STAGE: LazyLock<Result<Stage>> = LazyLock::new(|| RUNTIME.block_on(Stage::set()));
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// Runs a case in the shared world.
+/// Cases run beside each other, but for those that take away what the others need.
+static GATE: RwLock<()> = RwLock::const_new(());
+
+/// Runs a case in the shared world, beside others.
 pub fn stage<F: Future>(case: impl FnOnce(&'static Stage) -> F) -> F::Output {
+    with_stage(async |stage| {
+        let _beside = GATE.read().await;
+        case(stage).await
+    })
+}
+
+/// Runs a case that kills, cuts or fills what others need, or counts what they would add to: alone.
+pub fn stage_alone<F: Future>(case: impl FnOnce(&'static Stage) -> F) -> F::Output {
+    with_stage(async |stage| {
+        let _alone = GATE.write().await;
+        case(stage).await
+    })
+}
+
+fn with_stage<F: Future>(case: impl FnOnce(&'static Stage) -> F) -> F::Output {
     install_crypto();
     match &*STAGE {
         Ok(stage) => RUNTIME.block_on(case(stage)),

@@ -4,7 +4,7 @@ use farshore_azure::Include;
 use farshore_core::units::MIB;
 use farshore_lab::host::admin::{Data, Fault};
 use farshore_lab::launch::NAMESPACE as SYSTEM;
-use farshore_test_scenario::{Protected, Stage, stage};
+use farshore_test_scenario::{Protected, Stage, stage, stage_alone};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
@@ -51,7 +51,7 @@ fn a_broken_chain_is_critical_says_what_to_do_and_loses_nothing() {
 // R9.2, R5.3: refused early; the running VM is not touched.
 #[test]
 fn a_full_host_volume_is_low_disk_space_and_the_vm_runs_on() {
-    stage(async |stage| {
+    stage_alone(async |stage| {
         let vm = protected(stage, "full-volume").await;
         stage.admin().fault(Fault::FillVolume { free: Some(12 * MIB) }).await.unwrap();
         let status = stage
@@ -127,7 +127,7 @@ fn a_write_burst_is_carried_by_the_next_cycles() {
 // A sparse disk costs what is in it, not what it could hold; memory stays bounded (R5.2).
 #[test]
 fn a_sparse_disk_of_64_gib_costs_what_it_holds() {
-    stage(async |stage| {
+    stage_alone(async |stage| {
         let vm = stage.make_vm("sparse", &[64 << 30]).await.unwrap();
         for i in 0..16 {
             vm.write(0, i * (4 << 30), &[9; 65536]).await.unwrap();

@@ -6,7 +6,7 @@ use farshore_core::units::MIB;
 use farshore_lab::guest::{BLOCK, Writer};
 use farshore_lab::launch::{CONTROLLER, agent_part, replica_server_part};
 use farshore_lab::proof;
-use farshore_test_scenario::{HOST, Protected, Stage, stage};
+use farshore_test_scenario::{HOST, Protected, Stage, stage, stage_alone};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -63,7 +63,7 @@ fn a_vm_becomes_protected_and_every_point_is_one_instant_of_all_its_disks() {
 // R5, R7: killing any part during initial replication or delta ends in the same bytes.
 #[test]
 fn killed_parts_go_on_to_the_same_bytes() {
-    stage(async |stage| {
+    stage_alone(async |stage| {
         let (vm, mut writer) = protected(stage, "killed").await;
         let worker = |n: u32| replica_server_part(&format!("worker-{n}"));
         for part in [agent_part(HOST), worker(1), worker(2), CONTROLLER.to_owned()] {
@@ -80,7 +80,7 @@ fn killed_parts_go_on_to_the_same_bytes() {
 // DESIGN 3: agent and replica server go on while Kubernetes is away.
 #[test]
 fn cycles_and_points_go_on_while_the_api_server_is_away() {
-    stage(async |stage| {
+    stage_alone(async |stage| {
         let (vm, mut writer) = protected(stage, "no-apiserver").await;
         write_until_point(&vm, &mut writer, Timestamp::now()).await;
         stage.world.plane().kill_apiserver().unwrap();
@@ -95,7 +95,7 @@ fn cycles_and_points_go_on_while_the_api_server_is_away() {
 // R9.2: a cut link is recoverable, and nothing is lost by it.
 #[test]
 fn a_cut_link_to_storage_ends_in_the_same_bytes() {
-    stage(async |stage| {
+    stage_alone(async |stage| {
         let (vm, mut writer) = protected(stage, "cut-link").await;
         write_until_point(&vm, &mut writer, Timestamp::now()).await;
         stage.world.blobs().link().cut();

@@ -1,7 +1,7 @@
 //! Steady state: cycles cost no API writes.
 
 use farshore_core::units::MIB;
-use farshore_test_scenario::stage;
+use farshore_test_scenario::stage_alone;
 use jiff::Timestamp;
 use kube::Client;
 use serde_json::json;
@@ -23,7 +23,7 @@ async fn writes(client: Client) -> u64 {
 // DESIGN 3, write budget: at most one status write per VM and status period over all its objects.
 #[test]
 fn cycles_cost_no_api_writes() {
-    stage(async |stage| {
+    stage_alone(async |stage| {
         let vm = stage.make_vm("steady", &[8 * MIB]).await.unwrap();
         vm.write(0, 0, &[1; 4096]).await.unwrap();
         stage.protect("steady", "steady", json!({})).await.unwrap();
