@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use farshore_agent::engine::{Goal, State};
+use farshore_agent::engine::{Assignment, Goal, State};
 use farshore_core::format::commit::Kind;
 use farshore_core::format::side::Side;
 use farshore_core::ids::{Stream, Term};
@@ -47,7 +47,9 @@ async fn a_large_empty_disk_costs_what_it_holds() {
     let vm = lab.vm("vm", &[512 * MIB]).await;
     let follower = vm.follower();
     let _following = follower.follow(1, 1);
-    let engine = vm.engine(vm.assignment());
+    // After the first delta there is none for long.
+    let interval = Duration::from_secs(3600);
+    let engine = vm.engine(Assignment { interval, ..vm.assignment() });
     until("the first cycle", || async { follower.sent().len() == 2 }).await;
     engine.end().await;
     let sent = follower.sent();
